@@ -1,0 +1,198 @@
+// Package translate turns one accepted mail into the API calls that deliver it:
+// (envelope, message, capabilities, options) -> calls and losses. It is pure: no network,
+// no clock, no state, and the same input always gives the same calls.
+//
+// Contract: the envelope is the truth. The union of the recipients of all calls equals the
+// envelope recipients it was given, nobody is in two calls, an address that is only in a header is never
+// handed to an ESP that would deliver to it, and a blind recipient is visible to nobody.
+// What the API cannot express is a Loss, never silence.
+package translate
+
+import (
+	"time"
+
+	"smtpbridge/envelope"
+	"smtpbridge/mime"
+)
+
+// RawKind says how an API takes a complete MIME message.
+type RawKind uint8
+
+// Kinds of raw sending.
+const (
+	RawNone      RawKind = iota // no raw MIME
+	RawEnvelope                 // raw MIME with the recipients given apart
+	RawBccHeader                // raw MIME whose headers name the recipients; blind ones in a Bcc header
+)
+
+// HeaderPolicy says which header fields beyond the named ones a JSON call can carry.
+type HeaderPolicy uint8
+
+// Header policies.
+const (
+	HeadersNone   HeaderPolicy = iota // none
+	HeadersXOnly                      // names that start with X-
+	HeadersListed                     // those in Capabilities.HeaderList, and X-* when listed as "x-*"
+	HeadersAny                        // any, except those that describe the MIME structure or the transport
+)
+
+// Capabilities is what one provider's API can express, as data. It is printed in docs/providers.md,
+// read by Apply, and each flag is proved by providertest. The zero value can send one
+// plain mail from one address to one recipient.
+type Capabilities struct {
+	Raw            RawKind
+	RawString      bool     // raw MIME travels inside a JSON string: it must be valid UTF-8
+	RawOptions     []string // header names that carry options inside raw MIME and are therefore added, not lost (lower case)
+	RawFeatures    bool     // tags, metadata and so on also work beside raw MIME (else the JSON form is used when one is asked for)
+	JSON           bool     // has a structured form (from, to, subject, text, html ...)
+	HeaderTo       bool     // the structured form takes To/Cc for display apart from the recipients it delivers to
+	Cc             bool     // structured form has cc
+	Bcc            bool     // structured form has bcc
+	NeedsTo        bool     // a call without a "to" is refused
+	ReplyTo        int      // how many Reply-To addresses; -1 = any number
+	MaxRcpts       int      // recipients per call in all, 0 = no known limit
+	MaxTo          int      // of which in to; 0 = no limit of its own
+	MaxCc          int
+	MaxBcc         int
+	MaxBytes       int64 // greatest message in bytes as the API counts it, 0 = unknown
+	MaxSubject     int   // characters, 0 = unknown
+	Headers        HeaderPolicy
+	HeaderList     []string // lower case, with HeadersListed
+	HeaderOnce     bool     // one value per header name: repeated fields are lost
+	HeaderMax      int      // bytes of one header value, 0 = unknown
+	Threading      bool     // In-Reply-To and References survive (by field or header)
+	ListUnsub      bool     // List-Unsubscribe survives
+	ListUnsubPost  bool     // List-Unsubscribe-Post survives
+	Tags           int      // how many tags; -1 = any number
+	Metadata       bool
+	MetadataTags   bool          // metadata is carried as tags of the form key=value or a tag map
+	SendAt         time.Duration // how far ahead the ESP schedules; 0 = it cannot
+	Inline         bool          // inline parts with Content-ID
+	InlineImages   bool          // inline parts only of type image/*
+	AttachName     bool          // attachment names survive (else: Rename is applied by the provider, said as a loss)
+	AttachType     bool          // the declared media type survives
+	AttachExts     []string      // allow-list of file name extensions, lower case without dot; nil = any
+	AttachOneDot   bool          // a name may hold one full stop only
+	AttachNeedName bool          // a name is required: one is made from the type
+	EnvelopeFrom   bool          // our envelope sender is used
+	NullSender     bool          // the null sender <> can be expressed
+	RcptStatus     bool          // events name the recipient; false: one stream of events per call
+	Template       bool
+	Merge          bool
+	AMP            bool
+	Calendar       bool          // text/calendar alternative survives as such
+	UTF8Local      bool          // 8-bit local parts (RFC 6531)
+	MessageID      bool          // our Message-ID survives on the wire
+	IdempotencyTTL time.Duration // how long the ESP remembers an idempotency key; 0 = it has none
+	TrackOpens     bool          // open tracking can be switched per mail
+	TrackClicks    bool          // click tracking can be switched per mail
+	TrackTogether  bool          // only both together
+}
+
+// Severity of a Loss.
+type Severity uint8
+
+// Severities, least first.
+const (
+	Info  Severity = iota // nobody misses it: Message-ID, Date, Received
+	Minor                 // another header dropped
+	Major                 // visible recipients, reply-to, attachment name or type, List-Unsubscribe, threading, Auto-Submitted, replaced null sender
+	Fatal                 // signed or encrypted mail would break
+)
+
+func (s Severity) String() string { return [...]string{"info", "minor", "major", "fatal"}[s] }
+
+// MarshalText gives the name, for JSON.
+func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Loss is one thing that the call does not carry as the mail had it.
+type Loss struct {
+	Field    string   `json:"field"`          // "reply-to", "header X-Foo", "attachment report.exe"
+	Had      string   `json:"had,omitempty"`  // "3 addresses"
+	Sent     string   `json:"sent,omitempty"` // "first only"; "" = nothing
+	Severity Severity `json:"severity"`
+}
+
+// Switch is a setting with an unset state.
+type Switch uint8
+
+// States of a Switch.
+const (
+	Default Switch = iota // say nothing: the ESP's account setting
+	On
+	Off
+)
+
+// Options are what the mail asked for beside its content, in neutral terms: read from
+// X-Smtpbridge-* and dialect headers, and from the account's settings.
+type Options struct {
+	Tags         []string
+	Metadata     map[string]string
+	TrackOpens   Switch
+	TrackClicks  Switch
+	SendAt       time.Time
+	EnvelopeFrom string // sender to use where the ESP takes one; "" = null sender
+}
+
+// Mail is exactly one API call.
+type Mail struct {
+	Env     envelope.Envelope
+	Msg     *mime.Message
+	Rcpts   []envelope.Rcpt // who receives by this call; outcomes are given in this order
+	From    mime.Address    // the one sender (header From, after force_from)
+	To      []mime.Address  // structured form: who stands in to, cc, bcc. Every address here is in Rcpts unless HeaderTo.
+	Cc      []mime.Address
+	Bcc     []mime.Address
+	ReplyTo []mime.Address
+	Headers []HeaderField // further fields the structured form carries, decoded
+	Attach  []Attachment
+	Options Options
+	UseRaw  bool // raw form chosen: send Raw(); else the structured form
+	Losses  []Loss
+
+	Ref            string // our reference for this call: stable over its attempts, stored before the first byte leaves
+	IdempotencyKey string
+}
+
+// HeaderField is a decoded header field for a structured call.
+type HeaderField struct{ Name, Value string }
+
+// Attachment is an attachment as it goes out: the name may be changed for the ESP.
+type Attachment struct {
+	*mime.Attachment
+	Name string // as sent
+}
+
+// Request is what Apply works on.
+type Request struct {
+	Envelope envelope.Envelope
+	Rcpts    []envelope.Rcpt // the recipients to plan for, a subset of Envelope.Rcpts
+	Message  *mime.Message
+	Caps     Capabilities
+	Settings Settings
+}
+
+// Settings are the account's and route's wishes.
+type Settings struct {
+	Split        bool // one call per recipient (split_recipients = "always", or after a refusal that says Split)
+	ForceFrom    string
+	ReturnPath   string // stands in for the null sender where the ESP needs one
+	TrackOpens   Switch
+	TrackClicks  Switch
+	KeepReceived bool
+}
+
+// RefusalError says that this mail can never be expressed for this account. Its text is for the
+// application's owner: what, and what to do.
+type RefusalError struct {
+	Status string // RFC 3463, "5.6.3"
+	Text   string
+}
+
+func (e *RefusalError) Error() string { return e.Text }
+
+// Apply plans the calls for the recipients of r. The error, if any, is a *RefusalError.
+// The Losses of each Mail are complete; those returned are their union without repeats.
+func Apply(r Request) ([]*Mail, []Loss, error) {
+	panic("not built yet")
+}
