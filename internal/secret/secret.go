@@ -3,11 +3,9 @@
 package secret
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 )
 
@@ -60,18 +58,7 @@ func Redact(text string, secrets ...String) string {
 const maxFile = 64 << 10
 
 // ReadFile reads a secret from a file and strips one trailing line end.
-// A relative path without a slash is looked up in systemd's credentials folder
-// ($CREDENTIALS_DIRECTORY, LoadCredential=) first.
 func ReadFile(path string) (String, error) {
-	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); dir != "" && !strings.ContainsRune(path, '/') {
-		if s, err := readFile(filepath.Join(dir, path)); err == nil || !errors.Is(err, os.ErrNotExist) {
-			return s, err
-		}
-	}
-	return readFile(path)
-}
-
-func readFile(path string) (String, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return String{}, err
