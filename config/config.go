@@ -252,10 +252,10 @@ func defaults() *Config {
 
 func (l *Listener) setDefaults() {
 	def(&l.Protocol, "smtp")
-	def(&l.TLS, "off")
-	if l.TLS == "off" && l.CertFile != "" {
-		l.TLS = "starttls"
+	if l.CertFile != "" {
+		def(&l.TLS, "starttls")
 	}
+	def(&l.TLS, "off")
 	def(&l.MinTLS, "1.2")
 	def(&l.Auth, "optional")
 	def(&l.Accept, "queue")
