@@ -244,11 +244,12 @@ func (c *Client) Do(ctx context.Context, r Request) (*Response, error) {
 			req.Body, req.GetBody = http.NoBody, nil
 		}
 	}
-	client := *c.HTTP
-	client.CheckRedirect = safehttp.NoRedirect
-	client.Jar = nil
-	client.Timeout = 0 // an upload is limited by progress, not in all
-	resp, err := client.Do(req)
+	// The transport alone: no redirect, cookie or total time limit of http.Client has a say here.
+	transport := c.HTTP.Transport
+	if transport == nil {
+		transport = http.DefaultTransport
+	}
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
