@@ -361,3 +361,8 @@ func (a *Account) Problem(key string, err error) Problem {
 	path := join(fmt.Sprintf("account[%d]", a.index), key)
 	return Problem{File: a.cfg.File, Line: a.cfg.problems.line(path), Key: path, Text: err.Error()}
 }
+
+// Problem makes a Problem of a key, for errors found when its value is used.
+func (c *Config) Problem(key string, err error) Problem {
+	return Problem{File: c.File, Line: c.problems.line(key), Key: key, Text: err.Error()}
+}

@@ -1,0 +1,42 @@
+# Everything a developer or packager runs. `make test` is what CI calls.
+GO ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+BIN := bin/smtpbridge
+
+.PHONY: all build test race lint demo bench fuzz crash clean
+
+all: build
+
+build: ## a static binary in bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/smtpbridge
+
+test: lint race ## everything that must hold before a change lands
+
+race:
+	$(GO) test -race -timeout 8m ./...
+
+lint:
+	@test -z "$$($(GO) tool gofumpt -l $$(git ls-files '*.go'))" || { echo 'gofumpt would change:'; $(GO) tool gofumpt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+demo: build ## the whole life of a few mails on this terminal
+	$(BIN) demo $(DEMOFLAGS)
+
+bench: build ## smtpbridge and Postfix in turns, see docs/performance.md
+	bench/run.sh
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzz target for FUZZTIME
+	@$(GO) list -f '{{.Dir}} {{join .TestGoFiles " "}} {{join .XTestGoFiles " "}}' ./... | while read -r dir files; do \
+	  for f in $$files; do \
+	    for t in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$dir/$$f"); do \
+	      echo "== $$dir $$t"; (cd "$$dir" && $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) .) || exit 1; \
+	    done; done; done
+
+crash: build ## kill -9 under load, many rounds, with a ledger
+	$(GO) test -count=1 -timeout 60m -run TestKill ./test -kills 200
+
+clean:
+	rm -rf bin dist bench/out

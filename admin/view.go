@@ -1,0 +1,63 @@
+package admin
+
+import (
+	"time"
+
+	"smtpbridge/store"
+)
+
+func mailView(m *store.Mail) Mail {
+	e := &m.Envelope
+	out := Mail{
+		ID: e.ID, State: string(m.State), HoldReason: m.HoldReason, Received: e.Received, Finished: timePtr(m.Finished),
+		From: e.From, FromHeader: m.FromHeader, Size: e.Size, MessageID: m.MessageID, Subject: m.Subject,
+		Listener: e.Listener, Peer: e.Peer, User: e.AuthUser, Rcpts: make([]string, len(e.Rcpts)),
+	}
+	for i := range e.Rcpts {
+		out.Rcpts[i] = e.Rcpts[i].Addr
+	}
+	return out
+}
+
+func detailView(d *store.Detail) *Detail {
+	out := &Detail{Mail: mailView(&d.Mail), Events: d.Events}
+	addrs := func(ns []int) []string {
+		list := make([]string, 0, len(ns))
+		for _, n := range ns {
+			if n >= 0 && n < len(out.Rcpts) {
+				list = append(list, out.Rcpts[n])
+			}
+		}
+		return list
+	}
+	for i := range d.Rcpts {
+		r := &d.Rcpts[i]
+		out.Recipients = append(out.Recipients, Rcpt{
+			Addr: r.Addr, State: string(r.State), Account: r.Account, ProviderMessageID: r.ProviderMessageID,
+			Status: r.Status, Detail: r.Detail, Last: r.Last, LastTime: timePtr(r.LastTime),
+		})
+	}
+	for i := range d.Jobs {
+		j := &d.Jobs[i]
+		out.Jobs = append(out.Jobs, Job{
+			Route: j.Route, Account: j.Account, Accounts: j.Accounts, Rcpts: addrs(j.Rcpts),
+			NextAt: j.NextAt, Attempts: j.Attempts, Expires: j.Expires, LastError: j.LastError,
+		})
+	}
+	for i := range d.Attempts {
+		a := &d.Attempts[i]
+		out.Attempts = append(out.Attempts, Attempt{
+			Account: a.Account, Attempt: a.Attempt, Started: a.Started, Elapsed: a.Elapsed, State: string(a.State),
+			Kind: a.Kind, HTTPStatus: a.HTTPStatus, Detail: a.Detail, Rcpts: addrs(a.Rcpts),
+		})
+	}
+	return out
+}
+
+func timePtr(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}

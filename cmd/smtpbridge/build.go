@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"smtpbridge/config"
+	"smtpbridge/deliver"
+	"smtpbridge/internal/safehttp"
+	"smtpbridge/mime"
+	"smtpbridge/providers"
+	"smtpbridge/providers/all"
+	"smtpbridge/route"
+	"smtpbridge/translate"
+)
+
+// parts is what one generation of the configuration is made into, without starting anything.
+type parts struct {
+	cfg      *config.Config
+	accounts map[string]*deliver.Account
+	planner  *deliver.Planner
+}
+
+// loadParts reads a configuration and makes everything it names. All problems come at once: those
+// of the file and those the providers find in their own settings.
+func loadParts(file string, generation int64, log *slog.Logger) (*parts, error) {
+	cfg, err := config.Load(file, all.Registry().Names())
+	if err != nil {
+		return nil, err
+	}
+	return makeParts(cfg, all.Registry(), generation, log)
+}
+
+func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log *slog.Logger) (*parts, error) {
+	p := &parts{cfg: cfg, accounts: map[string]*deliver.Account{}}
+	var problems config.Problems
+	for i := range cfg.Accounts {
+		a := &cfg.Accounts[i]
+		acc, err := makeAccount(cfg, a, reg, log)
+		if err == nil {
+			p.accounts[a.Name] = acc
+			continue
+		}
+		var ps config.Problems
+		if !errors.As(err, &ps) {
+			ps = config.Problems{a.Problem("", err)}
+		}
+		problems = append(problems, ps...)
+	}
+	schedule, err := deliver.ParseSchedule(cfg.Delivery.Retry)
+	if err != nil {
+		problems = append(problems, cfg.Problem("delivery.retry", err))
+	}
+	table, err := route.New(makeRoutes(cfg))
+	if err != nil {
+		problems = append(problems, cfg.Problem("route", err))
+	}
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	p.planner = deliver.NewPlanner(deliver.PlannerConfig{
+		Routes: table, Accounts: p.accounts, Limits: mime.Limits{}, Generation: generation,
+		Retry: schedule, Expire: cfg.Delivery.Expire.D(), FailoverAfter: cfg.Delivery.FailoverAfter.D(),
+		OnUnknown: cfg.Delivery.OnUnknown, SoftBounce: cfg.Delivery.SoftBounce, KeepSubject: cfg.Events.Subject,
+	})
+	return p, nil
+}
+
+func makeRoutes(cfg *config.Config) []route.Route {
+	out := make([]route.Route, len(cfg.Routes))
+	for i, r := range cfg.Routes {
+		out[i] = route.Route{
+			Name: r.Name, Senders: r.Senders, Recipients: r.Recipients, Listeners: r.Listeners, Users: r.Users,
+			Headers: r.Headers, Accounts: r.Accounts, OnLoss: r.OnLoss, ForceFrom: r.ForceFrom,
+			RedirectAllTo: r.RedirectAllTo, AllowRecipients: r.AllowRecipients, Expire: r.Expire.D(),
+		}
+	}
+	return out
+}
+
+func makeAccount(cfg *config.Config, a *config.Account, reg providers.Registry, log *slog.Logger) (*deliver.Account, error) {
+	info, ok := reg.Lookup(a.Provider)
+	if !ok {
+		return nil, fmt.Errorf("unknown provider %q", a.Provider)
+	}
+	if a.Key.Empty() && !info.Local {
+		return nil, config.Problems{a.Problem("api_key", errors.New("missing: "+info.Title+" needs api_key_file, api_key or api_key_env"))}
+	}
+	concurrent := a.MaxConcurrent
+	if concurrent == 0 {
+		concurrent = info.Concurrent
+	}
+	if concurrent == 0 {
+		concurrent = deliver.DefaultConcurrent
+	}
+	hc := safehttp.Config{Version: buildVersion(), Concurrency: concurrent, Proxy: cfg.HTTP.Proxy}
+	if cfg.HTTP.CAFile != "" {
+		roots, err := safehttp.LoadRoots(cfg.HTTP.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("http.ca_file: %w", err)
+		}
+		hc.RootCAs = roots
+	}
+	client, err := safehttp.New(hc)
+	if err != nil {
+		return nil, err
+	}
+	tracking := trackingOf(a.Tracking)
+	prov, err := info.New(providers.Options{
+		Account: a.Name, Hostname: cfg.Hostname, APIKey: a.Key, BaseURL: a.BaseURL,
+		WebhookSecrets: a.WebhookSecrets, InboundSecrets: a.InboundSecrets,
+		WebhookURL: webhookURL(cfg, a), InboundURL: publicURL(cfg, "inbound", a.Name),
+		Tolerance: cfg.Webhook.Tolerance.D(), Tracking: tracking, ReturnPath: a.ReturnPath,
+		Decode: a.DecodeOptions, Client: client, Resolver: makeResolver(cfg.DNS.Server), Now: time.Now,
+		Log: log.With("account", a.Name),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &deliver.Account{
+		Name: a.Name, Info: info, Provider: prov, MaxConcurrent: a.MaxConcurrent, MaxPerSecond: a.MaxPerSecond,
+		SplitAlways: a.SplitRecipients == "always",
+		Settings: translate.Settings{
+			ReturnPath: a.ReturnPath, TrackOpens: tracking.Opens, TrackClicks: tracking.Clicks, KeepReceived: a.KeepReceived,
+		},
+	}, nil
+}
+
+func trackingOf(s string) providers.Tracking {
+	switch s {
+	case "off":
+		return providers.Tracking{Opens: translate.Off, Clicks: translate.Off}
+	case "opens":
+		return providers.Tracking{Opens: translate.On, Clicks: translate.Off}
+	case "clicks":
+		return providers.Tracking{Opens: translate.Off, Clicks: translate.On}
+	case "both":
+		return providers.Tracking{Opens: translate.On, Clicks: translate.On}
+	}
+	return providers.Tracking{}
+}
+
+// webhookURL is the exact URL that is registered at the ESP.
+func webhookURL(cfg *config.Config, a *config.Account) string {
+	if a.WebhookURL != "" {
+		return a.WebhookURL
+	}
+	return publicURL(cfg, "webhook", a.Name)
+}
+
+func publicURL(cfg *config.Config, kind, account string) string {
+	base := cfg.Webhook.PublicURL
+	if base == "" {
+		if cfg.Webhook.Address == "" || strings.HasPrefix(cfg.Webhook.Address, "systemd:") {
+			return ""
+		}
+		base = "http://" + cfg.Webhook.Address
+	}
+	return strings.TrimSuffix(base, "/") + "/" + kind + "/" + account
+}
+
+func makeResolver(server string) providers.Resolver {
+	if server == "" {
+		return net.DefaultResolver
+	}
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, network, server)
+	}}
+}
+
+// newLogger makes the program's log on standard error.
+func newLogger(c config.Log) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		// journald has its own time stamps.
+		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, o))
+}
+

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"smtpbridge/deliver"
+	"smtpbridge/envelope"
+)
+
+func explainCommand() *cobra.Command {
+	var from, user, listener string
+	var to []string
+	c := &cobra.Command{
+		Use:   "explain --from A --to B[,C] [MAIL.eml]",
+		Short: "show what would be sent for a mail, without sending it",
+		Long: `Prints as JSON how a mail would be read, which route and accounts it takes, what each
+account's API cannot express, and the requests that would be made. Secrets are shown as
+<secret>. Nothing is sent.`,
+		Args: usageArgs(cobra.MaximumNArgs(1)),
+	}
+	file := configFlag(c)
+	c.Flags().StringVar(&from, "from", "", "envelope sender; empty is the null sender")
+	c.Flags().StringSliceVar(&to, "to", nil, "envelope recipients, separated by commas")
+	c.Flags().StringVar(&user, "user", "", "as if this user had logged in")
+	c.Flags().StringVar(&listener, "listener", "", "as if it came in by this listener (default: the first)")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(to) == 0 {
+			return &exitError{2, errors.New("give the recipients with --to")}
+		}
+		p, err := loadParts(*file, 0, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		if listener == "" {
+			listener = p.cfg.Listeners[0].Name
+		}
+		body, size, err := openMail(c.InOrStdin(), args)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		now := time.Now().UTC()
+		env := envelope.Envelope{ID: envelope.NewID(now), From: strings.Trim(from, "<>"), AuthUser: user, Listener: listener, Received: now, Size: size}
+		for _, a := range to {
+			a = strings.Trim(strings.TrimSpace(a), "<>")
+			if err := envelope.ValidateAddr(a); err != nil {
+				return &exitError{2, fmt.Errorf("--to %q: %w", a, err)}
+			}
+			env.Rcpts = append(env.Rcpts, envelope.Rcpt{Addr: a})
+		}
+		ex, err := p.planner.Explain(deliver.PlanRequest{Envelope: env, Body: body, Size: size, AllowedFrom: allowedFrom(p.cfg, user)})
+		if err != nil {
+			return err
+		}
+		return printJSON(c.OutOrStdout(), ex)
+	}
+	return c
+}
