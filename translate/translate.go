@@ -87,6 +87,8 @@ type Capabilities struct {
 	TrackOpens     bool          // open tracking can be switched per mail
 	TrackClicks    bool          // click tracking can be switched per mail
 	TrackTogether  bool          // only both together
+	AnyFrom        bool          // takes a mail whose From is missing or names several addresses, as it is (smtp, lmtp, maildir)
+	NeedSubject    bool          // a call without a subject is refused: "(no subject)" stands in
 }
 
 // Severity of a Loss.
@@ -135,6 +137,10 @@ type Options struct {
 }
 
 // Mail is exactly one API call.
+//
+// Headers holds the fields that the header policy lets pass, In-Reply-To, References and List-Unsubscribe
+// among them: an API with a field of its own for one of these takes it from there and leaves it out
+// of its custom headers. From, To, Cc, Bcc, Reply-To, Subject, Date and Message-ID are never in it.
 type Mail struct {
 	Env     envelope.Envelope
 	Msg     *mime.Message
@@ -144,14 +150,31 @@ type Mail struct {
 	Cc      []mime.Address
 	Bcc     []mime.Address
 	ReplyTo []mime.Address
+	Subject string        // as sent (cut to MaxSubject)
 	Headers []HeaderField // further fields the structured form carries, decoded
-	Attach  []Attachment
-	Options Options
-	UseRaw  bool // raw form chosen: send Raw(); else the structured form
-	Losses  []Loss
+	// ListUnsubscribe and ListUnsubPost are the values to send in a field of its own, from the header or a
+	// dialect's; "" when there is none or the API has no place for it.
+	ListUnsubscribe string
+	ListUnsubPost   string
+	Attach          []Attachment
+	Options         Options // what this call carries of the wishes; see ReadOptions for all of them
+	UseRaw          bool    // raw form chosen: send Raw(); else the structured form
+	Losses          []Loss
 
 	Ref            string // our reference for this call: stable over its attempts, stored before the first byte leaves
 	IdempotencyKey string
+
+	raw      rawPlan
+	schedule time.Duration // how far ahead the ESP schedules in this form
+}
+
+// HoldUntil says when the call may be handed to the ESP at the earliest: the zero time for at
+// once, else send-at, less what the ESP schedules by itself in the form chosen.
+func (m *Mail) HoldUntil() time.Time {
+	if m.Options.SendAt.IsZero() {
+		return time.Time{}
+	}
+	return m.Options.SendAt.Add(-m.schedule)
 }
 
 // HeaderField is a decoded header field for a structured call.
@@ -160,7 +183,8 @@ type HeaderField struct{ Name, Value string }
 // Attachment is an attachment as it goes out: the name may be changed for the ESP.
 type Attachment struct {
 	*mime.Attachment
-	Name string // as sent
+	Name   string // as sent
+	Inline bool   // as sent: it has a Content-ID and the API can carry it inline
 }
 
 // Request is what Apply works on.
@@ -180,6 +204,8 @@ type Settings struct {
 	TrackOpens   Switch
 	TrackClicks  Switch
 	KeepReceived bool
+	Dialects     []string // header dialects that are understood; nil or "all": all of them. The others are stripped unread.
+	Provider     string   // the account's provider: its own dialect goes before those of other vendors
 }
 
 // RefusalError says that this mail can never be expressed for this account. Its text is for the
@@ -187,12 +213,7 @@ type Settings struct {
 type RefusalError struct {
 	Status string // RFC 3463, "5.6.3"
 	Text   string
+	Rcpts  []envelope.Rcpt // whom it is about; nil: all. Planned again without them, the mail can be sent.
 }
 
 func (e *RefusalError) Error() string { return e.Text }
-
-// Apply plans the calls for the recipients of r. The error, if any, is a *RefusalError.
-// The Losses of each Mail are complete; those returned are their union without repeats.
-func Apply(r Request) ([]*Mail, []Loss, error) {
-	panic("not built yet")
-}

@@ -1,0 +1,341 @@
+package translate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"smtpbridge/envelope"
+	"smtpbridge/mime"
+)
+
+// Apply plans the calls for the recipients of r. The error, if any, is a *RefusalError.
+// The Losses of each Mail are complete; those returned are their union without repeats.
+func Apply(r Request) ([]*Mail, []Loss, error) {
+	if len(r.Rcpts) == 0 {
+		return nil, nil, nil
+	}
+	p := planner{Request: r}
+	if err := p.prepare(); err != nil {
+		return nil, nil, err
+	}
+	calls := p.split()
+	mails := make([]*Mail, len(calls))
+	var union lossList
+	for i, c := range calls {
+		mails[i] = p.mail(c)
+		union.add(mails[i].Losses...)
+	}
+	return mails, union.list, nil
+}
+
+// planner is the work on one Request. What is the same for all calls is found once, by prepare.
+type planner struct {
+	Request
+	useRaw  bool
+	base    Mail // all that the calls share
+	common  lossList
+	people  people
+	rewrite rawPlan
+}
+
+func (p *planner) prepare() error {
+	m := p.Message
+	p.base = Mail{Env: p.Envelope, Msg: m, Subject: m.Subject}
+	w := readWish(m.Header, p.Settings)
+	p.chooseForm(w)
+	p.base.UseRaw = p.useRaw
+	if err := p.from(); err != nil {
+		return err
+	}
+	if err := p.utf8(); err != nil {
+		return err
+	}
+	p.options(w)
+	p.sender()
+	p.people = newPeople(m, p.Rcpts)
+	if p.useRaw {
+		p.rawLosses(w)
+	} else {
+		if err := p.structured(w); err != nil {
+			return err
+		}
+	}
+	return p.size()
+}
+
+// chooseForm takes raw MIME where the API has it, as that keeps the most, unless the mail asks
+// for something that only the structured form can do. A signed or encrypted mail stays raw: losing a tag is
+// better than breaking the signature.
+func (p *planner) chooseForm(w *wish) {
+	c := &p.Caps
+	switch {
+	case c.Raw == RawNone:
+		p.useRaw = false
+	case !c.JSON, c.RawFeatures, p.Message.Signed, p.Message.Encrypted:
+		p.useRaw = true
+	default:
+		p.useRaw = !(len(w.Tags) > 0 && c.Tags != 0 ||
+			len(w.Metadata) > 0 && (c.Metadata || c.MetadataTags) ||
+			!w.SendAt.IsZero() && c.SendAt > 0 ||
+			w.TrackOpens != Default && c.TrackOpens ||
+			w.TrackClicks != Default && c.TrackClicks)
+	}
+}
+
+// features reports whether the form chosen carries tags, metadata, schedule and tracking at all.
+func (p *planner) features() bool { return !p.useRaw || p.Caps.RawFeatures }
+
+func (p *planner) lose(s Severity, field, had, sent string) {
+	p.common.add(Loss{Field: field, Had: had, Sent: sent, Severity: s})
+}
+
+// from finds the one sender. Which of several the ESP would take is a guess we do not make: routing and
+// the ESP must see the same address.
+func (p *planner) from() error {
+	m, b := p.Message, &p.base
+	force := p.Settings.ForceFrom
+	fields := countFields(m.Header, "from")
+	if len(m.From) > 0 {
+		b.From = m.From[0]
+	}
+	if p.Caps.AnyFrom && p.useRaw && force == "" {
+		b.ReplyTo = m.ReplyTo
+		return nil
+	}
+	if len(m.From) > 1 || fields > 1 {
+		return &RefusalError{Status: "5.6.0", Text: "the message has several From addresses; send it with exactly one"}
+	}
+	b.ReplyTo = m.ReplyTo
+	if force != "" {
+		if len(m.From) == 0 || m.From[0].Addr != force {
+			p.rewrite.from = true
+			b.From.Addr = force
+			if len(m.From) > 0 && len(m.ReplyTo) == 0 {
+				b.ReplyTo = []mime.Address{m.From[0]}
+				p.rewrite.replyTo = true
+			}
+			had := ""
+			if len(m.From) > 0 {
+				had = m.From[0].Addr
+			}
+			p.lose(Info, "from", had, force)
+		}
+		return nil
+	}
+	if len(m.From) == 0 {
+		return &RefusalError{Status: "5.6.0", Text: "the message has no From address; add a From header, or set force_from for its route"}
+	}
+	if _, domain := envelope.Split(b.From.Addr); domain == "" {
+		return &RefusalError{Status: "5.6.0", Text: fmt.Sprintf("the From address %q has no domain; use a full address, or set force_from for its route", cut(b.From.Addr, 100))}
+	}
+	return nil
+}
+
+// utf8 refuses what needs RFC 6531 at an ESP that has not got it.
+func (p *planner) utf8() error {
+	if p.Caps.UTF8Local {
+		return nil
+	}
+	if local, _ := envelope.Split(p.base.From.Addr); !envelope.IsASCII(local) {
+		return &RefusalError{Status: "5.6.7", Text: "the From address has non-ASCII characters before the @, which the provider cannot send; use an ASCII address, or set force_from for its route"}
+	}
+	var bad []envelope.Rcpt
+	for _, r := range p.Rcpts {
+		if local, _ := envelope.Split(r.Addr); !envelope.IsASCII(local) {
+			bad = append(bad, r)
+		}
+	}
+	if bad != nil {
+		return &RefusalError{Status: "5.6.7", Rcpts: bad, Text: fmt.Sprintf("the provider cannot send to addresses with non-ASCII characters before the @ (%q); route them to an account that can", cut(bad[0].Addr, 100))}
+	}
+	return nil
+}
+
+// options turns wishes into what this call carries.
+func (p *planner) options(w *wish) {
+	c, o := &p.Caps, &p.base.Options
+	p.common.add(w.losses...)
+	can := p.features()
+
+	o.Tags = w.Tags
+	limit := c.Tags
+	if !can {
+		limit = 0
+	}
+	if limit >= 0 && len(w.Tags) > limit {
+		sent := ""
+		if o.Tags = nil; limit > 0 {
+			o.Tags = w.Tags[:limit:limit]
+			sent = fmt.Sprintf("first %d", limit)
+		}
+		p.lose(Minor, "tags", plural(len(w.Tags), "tag"), sent)
+	}
+	if len(w.Metadata) > 0 {
+		if can && (c.Metadata || c.MetadataTags) {
+			o.Metadata = w.Metadata
+		} else {
+			p.lose(Minor, "metadata", plural(len(w.Metadata), "entry"), "")
+		}
+	}
+	o.SendAt = w.SendAt
+	if can && !w.SendAt.IsZero() {
+		p.base.schedule = c.SendAt
+	}
+	p.tracking(w, can)
+}
+
+// tracking follows the mail, then the account. What the mail asked for and does not get is a loss; an
+// account's setting that its ESP has no switch for is said once per mail too, but nobody misses it.
+func (p *planner) tracking(w *wish, can bool) {
+	c, o := &p.Caps, &p.base.Options
+	one := func(field string, asked, setting Switch, able bool) Switch {
+		want, sev := asked, Minor
+		if want == Default {
+			want, sev = setting, Info
+		}
+		if want != Default && !(able && can) {
+			p.lose(sev, field, want.String(), "")
+			return Default
+		}
+		return want
+	}
+	o.TrackOpens = one("tracking of opens", w.TrackOpens, p.Settings.TrackOpens, c.TrackOpens)
+	o.TrackClicks = one("tracking of clicks", w.TrackClicks, p.Settings.TrackClicks, c.TrackClicks)
+	if c.TrackTogether && o.TrackOpens != o.TrackClicks {
+		both := Off
+		if o.TrackOpens == On || o.TrackClicks == On {
+			both = On
+		}
+		p.lose(Minor, "tracking", fmt.Sprintf("opens %s, clicks %s", o.TrackOpens, o.TrackClicks), "both "+both.String())
+		o.TrackOpens, o.TrackClicks = both, both
+	}
+}
+
+// sender settles the envelope sender. The ESP's own return path in place of an ordinary sender is
+// how such services work; in place of the null sender it makes a bounce of a bounce possible (RFC 5321 4.5.5).
+func (p *planner) sender() {
+	c, o, env := &p.Caps, &p.base.Options, p.Envelope.From
+	switch {
+	case env != "" && c.EnvelopeFrom:
+		o.EnvelopeFrom = env
+	case env != "":
+		o.EnvelopeFrom = p.base.From.Addr
+		if !envelope.Equal(env, p.base.From.Addr) {
+			p.lose(Info, "envelope sender", env, "")
+		}
+	case c.NullSender:
+		o.EnvelopeFrom = ""
+	case c.EnvelopeFrom && p.Settings.ReturnPath != "":
+		o.EnvelopeFrom = p.Settings.ReturnPath
+		p.lose(Major, "null sender", "<>", o.EnvelopeFrom)
+	case c.EnvelopeFrom:
+		o.EnvelopeFrom = p.base.From.Addr
+		p.lose(Major, "null sender", "<>", o.EnvelopeFrom)
+	default:
+		if o.EnvelopeFrom = p.Settings.ReturnPath; o.EnvelopeFrom == "" {
+			o.EnvelopeFrom = p.base.From.Addr
+		}
+		p.lose(Major, "null sender", "<>", "the provider's own return path")
+	}
+}
+
+// size compares the message as it will be counted: raw as it is, structured with attachments in base64.
+func (p *planner) size() error {
+	m, limit := p.Message, p.Caps.MaxBytes
+	if limit <= 0 {
+		return nil
+	}
+	size := m.Size
+	if !p.useRaw {
+		size = 0
+		for _, t := range []*mime.Part{m.Text, m.HTML} {
+			if t != nil {
+				size += t.Size
+			}
+		}
+		for i := range m.Attachments {
+			size += (m.Attachments[i].Size + 2) / 3 * 4
+		}
+	}
+	if size > limit {
+		return &RefusalError{Status: "5.3.4", Text: fmt.Sprintf("the message has %d bytes, the provider takes %d; send smaller attachments or a link to them", size, limit)}
+	}
+	return nil
+}
+
+// mail makes the call c from what is common and its own share of people.
+func (p *planner) mail(c call) *Mail {
+	m := p.base
+	m.Rcpts, m.To, m.Cc, m.Bcc = c.rcpts, c.to, c.cc, c.bcc
+	m.raw = p.rewrite
+	m.raw.keepReceived = p.Settings.KeepReceived
+	m.raw.asString = p.Caps.RawString
+	m.raw.utf8 = p.Caps.UTF8Local
+	m.raw.bcc = p.Caps.Raw == RawBccHeader
+	// Calls share nothing that a provider might change.
+	m.ReplyTo = slices.Clone(m.ReplyTo)
+	m.Headers = slices.Clone(m.Headers)
+	m.Attach = slices.Clone(m.Attach)
+	losses := lossList{}
+	losses.add(p.common.list...)
+	losses.add(c.losses...)
+	m.Losses = losses.list
+	return &m
+}
+
+func (s Switch) String() string { return [...]string{"default", "on", "off"}[s] }
+
+// lossList is a list of losses without repeats, in order of discovery.
+type lossList struct {
+	list []Loss
+	seen map[Loss]bool
+}
+
+func (l *lossList) add(losses ...Loss) {
+	for _, x := range losses {
+		if !l.seen[x] {
+			if l.seen == nil {
+				l.seen = map[Loss]bool{}
+			}
+			l.seen[x] = true
+			l.list = append(l.list, x)
+		}
+	}
+}
+
+func countFields(h mime.Header, name string) int {
+	n := 0
+	for i := range h {
+		if strings.EqualFold(strings.TrimRight(h[i].Name, " \t"), name) {
+			n++
+		}
+	}
+	return n
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	switch what {
+	case "entry":
+		what = "entries"
+	case "address":
+		what = "addresses"
+	default:
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
+}
+
+// cut shortens outside text for a loss or a reply, at a rune.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xC0 == 0x80 {
+		n--
+	}
+	return s[:n] + "..."
+}
