@@ -238,6 +238,7 @@ type Webhook struct {
 	StoreFailed  int      // status when the event could not be stored; 0 = 503
 	BadSignature int      // status for a bad signature; 0 = 401
 	Events       []string // native event names to register
+	Private      []string // names of JSON, form or multipart fields, at any depth, that hold mail text: cut from stored requests
 }
 
 // Tracking is the account's setting of the same name.

@@ -1,0 +1,77 @@
+package webhookd
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"net/http"
+	"sync"
+	"time"
+
+	"smtpbridge/internal/secret"
+)
+
+// oneOf compares in constant time with every secret. The digests have one length, so that not
+// even the secret's length shows in the time taken. Empty texts and secrets never match.
+func oneOf(got string, secrets []secret.String) bool {
+	sum := sha256.Sum256([]byte(got))
+	ok := 0
+	for _, s := range secrets {
+		want := sha256.Sum256([]byte(s.Reveal()))
+		if s.Empty() {
+			continue
+		}
+		ok |= subtle.ConstantTimeCompare(sum[:], want[:])
+	}
+	return ok == 1 && got != ""
+}
+
+// basicAuth tells whether the request carries one of the account's user:password pairs, or needs none.
+func (a *account) basicAuth(r *http.Request) bool {
+	if len(a.BasicAuth) == 0 {
+		return true
+	}
+	user, pass, ok := r.BasicAuth()
+	return oneOf(user+":"+pass, a.BasicAuth) && ok
+}
+
+// pathSecret takes the secret off the front of what follows the account's path. ok tells whether it
+// was right, or is not needed; without a secret configured everything is left as it is.
+func (a *account) pathSecret(rest string) (after string, ok bool) {
+	if len(a.PathSecrets) == 0 {
+		return rest, true
+	}
+	first, after := cutSegment(rest)
+	if !oneOf(first, a.PathSecrets) {
+		return rest, false
+	}
+	return after, true
+}
+
+// health counts an account's requests that did not verify.
+type health struct {
+	mu      sync.Mutex
+	bad     int // in a row
+	alarmed bool
+	last    time.Time // last alarm
+}
+
+// failed counts one more. alarm: tell the operator now. logged: few enough to log each.
+func (h *health) failed(now time.Time) (n int, alarm bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.bad++
+	if h.bad >= alarmAfter && !h.alarmed && (h.last.IsZero() || now.Sub(h.last) >= alarmEvery) {
+		h.alarmed, h.last = true, now
+		return h.bad, true
+	}
+	return h.bad, false
+}
+
+// verified ends a row of failures. It tells whether there had been an alarm.
+func (h *health) verified() (recovered bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	recovered = h.alarmed
+	h.bad, h.alarmed = 0, false
+	return recovered
+}
