@@ -1,0 +1,514 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"smtpbridge/admin"
+	"smtpbridge/config"
+	"smtpbridge/deliver"
+	"smtpbridge/internal/secret"
+	"smtpbridge/providers"
+	"smtpbridge/providers/all"
+	"smtpbridge/sink"
+	"smtpbridge/smtp"
+	"smtpbridge/store"
+	"smtpbridge/webhookd"
+)
+
+// Bridge is the whole program as a value: New makes and binds everything, Run works until its
+// context ends and then drains. Nothing is started by New, and a New that fails leaves nothing behind.
+type Bridge struct {
+	file     string
+	registry providers.Registry
+	log      *slog.Logger
+	started  time.Time
+
+	mu      sync.Mutex // one reload at a time
+	parts   *parts
+	store   *store.Store
+	intake  *intake
+	smtp    *smtp.Server
+	runner  *deliver.Runner
+	hooks   *webhookd.Handler
+	hookLn  net.Listener
+	sinks   *sink.Runner
+	adminLn []adminSocket
+}
+
+type adminSocket struct {
+	net.Listener
+	handler http.Handler
+}
+
+// BridgeOptions are what a Bridge needs beside its configuration.
+type BridgeOptions struct {
+	Registry  providers.Registry // default: all providers
+	Log       *slog.Logger       // default: as [log] says
+	Activated map[string][]net.Listener
+}
+
+// shutdownGrace is how long a session in DATA may go on after a SIGTERM.
+const shutdownGrace = 30 * time.Second
+
+// NewBridge reads the configuration, opens the store and binds every socket.
+func NewBridge(ctx context.Context, file string, o BridgeOptions) (b *Bridge, err error) {
+	if o.Registry == nil {
+		o.Registry = all.Registry()
+	}
+	b = &Bridge{file: file, registry: o.Registry, log: o.Log, started: time.Now()}
+	cfg, gen, err := b.load()
+	if err != nil {
+		return nil, err
+	}
+	if b.log == nil {
+		b.log = newLogger(cfg.Log)
+	}
+	if b.parts, err = makeParts(cfg, b.registry, gen, b.log); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			b.close()
+		}
+	}()
+	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, Logf: b.logf})
+	if err != nil {
+		return nil, fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
+	}
+	b.intake = &intake{store: b.store}
+	b.intake.now.Store(b.parts)
+	b.runner = deliver.NewRunner(deliver.RunnerConfig{Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses})
+
+	sc, err := b.smtpConfig(cfg, o.Activated)
+	if err != nil {
+		return nil, err
+	}
+	if b.smtp, err = smtp.New(sc); err != nil {
+		return nil, err
+	}
+	if err = b.smtp.Listen(); err != nil {
+		return nil, err
+	}
+	if cfg.Webhook.Address != "" {
+		if b.hooks, err = webhookd.New(webhookConfig(b.parts, b.store, b.log)); err != nil {
+			return nil, err
+		}
+		if b.hookLn, err = listen(cfg.Webhook.Address, "", o.Activated); err != nil {
+			return nil, fmt.Errorf("webhook.address: %w", err)
+		}
+	}
+	if b.sinks, err = b.makeSinks(cfg); err != nil {
+		return nil, err
+	}
+	if err = b.listenAdmin(cfg, o.Activated); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// load reads the file; the generation is a fingerprint of its bytes, so that a restart with the
+// same file plans nothing anew.
+func (b *Bridge) load() (*config.Config, int64, error) {
+	text, err := os.ReadFile(b.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err := config.Load(b.file, nil) // says what to do
+		return nil, 0, err
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	cfg, err := config.Parse(b.file, string(text), b.registry.Names())
+	if err != nil {
+		return nil, 0, err
+	}
+	h := fnv.New64a()
+	h.Write(text)
+	return cfg, int64(h.Sum64() >> 1), nil
+}
+
+func (b *Bridge) logf(msg string, args ...any) { b.log.Info(msg, args...) }
+
+// close releases what New had taken.
+func (b *Bridge) close() {
+	for _, a := range b.adminLn {
+		a.Close()
+	}
+	if b.hookLn != nil {
+		b.hookLn.Close()
+	}
+	if b.smtp != nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = b.smtp.Shutdown(ctx)
+	}
+	if b.store != nil {
+		if err := b.store.Close(); err != nil {
+			b.log.Error("close the store", "err", err)
+		}
+	}
+}
+
+// SMTPAddr is where a listener really listens.
+func (b *Bridge) SMTPAddr(name string) net.Addr { return b.smtp.Addr(name) }
+
+// WebhookAddr is where webhooks are taken, nil when they are not.
+func (b *Bridge) WebhookAddr() net.Addr {
+	if b.hookLn == nil {
+		return nil
+	}
+	return b.hookLn.Addr()
+}
+
+// Run works until ctx ends, then drains: no new sessions, sessions in DATA and calls in flight
+// end, sinks catch up, the store closes. ready is called once everything runs.
+func (b *Bridge) Run(ctx context.Context, ready func()) error {
+	defer b.close()
+	// What accepts mail and webhooks stops first, what works on them after it, what follows their events last.
+	var edge, work, follow group
+	edge.start(b.log, "smtp", func(ctx context.Context) error { return b.smtp.Serve(ctx) })
+	if b.hooks != nil {
+		edge.start(b.log, "webhook", func(ctx context.Context) error { return b.hooks.Serve(ctx, b.hookLn) })
+	}
+	for _, a := range b.adminLn {
+		follow.start(b.log, "admin", func(ctx context.Context) error { return serveHTTP(ctx, a, a.handler) })
+	}
+	work.start(b.log, "deliver", b.runner.Run)
+	work.start(b.log, "housekeeping", b.housekeeping)
+	follow.start(b.log, "sinks", b.sinks.Run)
+	if ready != nil {
+		ready()
+	}
+	b.log.Info("bridge runs", "event", "started", "version", buildVersion(), "listeners", len(b.parts.cfg.Listeners), "accounts", len(b.parts.accounts))
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-edge.failed():
+	case err = <-work.failed():
+	case err = <-follow.failed():
+	}
+	b.log.Info("bridge stops: sessions and calls in flight end first", "event", "stopping")
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if serr := b.smtp.Shutdown(grace); serr != nil {
+		b.log.Warn("sessions were cut off", "err", serr)
+	}
+	edge.stop()
+	work.stop()
+	follow.stop()
+	b.log.Info("bridge stopped", "event", "stopped")
+	return err
+}
+
+// Reload puts the configuration file into force, except sockets. When it has errors the old
+// configuration stays.
+func (b *Bridge) Reload() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	cfg, gen, err := b.load()
+	if err != nil {
+		return err
+	}
+	p, err := makeParts(cfg, b.registry, gen, b.log)
+	if err != nil {
+		return err
+	}
+	sc, err := b.smtpConfig(cfg, nil)
+	if err != nil {
+		return err
+	}
+	if b.hooks != nil {
+		if err := b.hooks.Reload(webhookConfig(p, b.store, b.log)); err != nil {
+			return err
+		}
+	}
+	if err := b.smtp.Reload(sc); err != nil {
+		return err
+	}
+	b.intake.now.Store(p)
+	b.parts = p
+	b.runner.Reload(p.planner)
+	b.sinks.Reopen()
+	return nil
+}
+
+// housekeeping purges what retention allows and gives out events that waited for their mail.
+func (b *Bridge) housekeeping(ctx context.Context) error {
+	release, purge := time.NewTicker(5*time.Second), time.NewTicker(time.Minute)
+	defer release.Stop()
+	defer purge.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-release.C:
+			if err := b.store.ReleaseWithheld(ctx); err != nil && ctx.Err() == nil {
+				b.log.Error("release withheld events", "err", err)
+			}
+		case <-purge.C:
+			for ctx.Err() == nil {
+				n, err := b.store.Purge(ctx, b.retention())
+				if err != nil && ctx.Err() == nil {
+					b.log.Error("purge", "err", err)
+				}
+				if err != nil || n == 0 {
+					break
+				}
+			}
+		}
+	}
+}
+
+func (b *Bridge) retention() store.Retention {
+	r := b.intake.now.Load().cfg.Retention
+	return store.Retention{Bodies: r.Bodies.D(), Failed: r.Failed.D(), Ledger: r.Ledger.D(), Events: r.Ledger.D(), Webhooks: r.Webhooks.D()}
+}
+
+func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Listener) (smtp.Config, error) {
+	c := smtp.Config{Hostname: cfg.Hostname, Intake: b.intake, Log: b.log, HideAddresses: !cfg.Log.Addresses, Activated: activated}
+	for i, l := range cfg.Listeners {
+		sl := smtp.Listener{
+			Name: l.Name, Address: l.Address, TLS: smtp.TLSMode(l.TLS), Auth: smtp.AuthMode(l.Auth),
+			MaxMessageSize: int64(l.MaxMessageSize), MaxRecipients: l.MaxRecipients, MaxConnections: l.MaxConnections,
+			MaxConnectionsPerIP: l.MaxConnectionsPerIP, MaxLine: int64(l.MaxLine), IdleTimeout: l.IdleTimeout.D(),
+			DataTimeout: l.DataTimeout.D(), DataTotal: l.DataTotal.D(), WriteTimeout: l.WriteTimeout.D(),
+			BareNewlines: l.BareNewlines, AppendDomain: l.AppendDomain, Aliases: cfg.Aliases,
+		}
+		for _, a := range l.Allow {
+			p, err := config.ParsePrefix(a)
+			if err != nil {
+				return c, err // validated before
+			}
+			sl.Allow = append(sl.Allow, p)
+		}
+		if l.TLS != "off" {
+			cert, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
+			if err != nil {
+				return c, config.Problems{cfg.Problem(fmt.Sprintf("listener[%d].cert_file", i), err)}
+			}
+			sl.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tlsVersions[l.MinTLS]}
+		}
+		mode, err := socketMode(l.SocketMode)
+		if err != nil {
+			return c, config.Problems{cfg.Problem(fmt.Sprintf("listener[%d].socket_mode", i), err)}
+		}
+		sl.SocketMode = mode
+		c.Listeners = append(c.Listeners, sl)
+	}
+	for _, u := range cfg.Users {
+		c.Users = append(c.Users, smtp.User{Name: u.Name, Hash: u.PasswordHash, Password: u.Secret, Senders: u.Senders})
+	}
+	return c, nil
+}
+
+var tlsVersions = map[string]uint16{"1.0": tls.VersionTLS10, "1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
+
+func socketMode(s string) (os.FileMode, error) {
+	n, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || n > 0o777 {
+		return 0, fmt.Errorf("%q is not an octal file mode such as \"0660\"", s)
+	}
+	return os.FileMode(n), nil
+}
+
+// webhookConfig leaves out accounts whose requests could not be told from forged ones: their paths answer 404.
+func webhookConfig(p *parts, rec webhookd.Recorder, log *slog.Logger) webhookd.Config {
+	c := webhookd.Config{Recorder: rec, Log: log}
+	for _, s := range p.cfg.Webhook.TrustedProxies {
+		if pre, err := config.ParsePrefix(s); err == nil {
+			c.TrustedProxies = append(c.TrustedProxies, pre)
+		}
+	}
+	for i := range p.cfg.Accounts {
+		a := &p.cfg.Accounts[i]
+		acc := p.accounts[a.Name]
+		wa := webhookd.Account{
+			Name: a.Name, Info: acc.Info, Provider: acc.Provider, Secrets: a.WebhookSecrets, InboundSecrets: a.InboundSecrets,
+			BasicAuth: a.BasicAuth, URLPath: urlPath(a.WebhookURL),
+		}
+		if !acc.Info.Webhook.Signed {
+			wa.PathSecrets = a.WebhookSecrets
+		}
+		if err := webhookd.Check(wa); errors.Is(err, webhookd.ErrNoSecret) {
+			log.Warn("the account's webhooks are not served", "account", a.Name, "err", err)
+			continue
+		}
+		c.Accounts = append(c.Accounts, wa)
+	}
+	return c
+}
+
+func urlPath(u string) string {
+	if _, rest, ok := strings.Cut(u, "://"); ok {
+		if i := strings.IndexByte(rest, '/'); i >= 0 {
+			path, _, _ := strings.Cut(rest[i:], "?")
+			return path
+		}
+	}
+	return ""
+}
+
+func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.Listener) error {
+	svc := &admin.Service{Store: b.store, Accts: bridgeAccounts{b}, Version: buildVersion(), Started: b.started, Log: b.log, Now: time.Now}
+	health := admin.Health(b.store.Ping)
+	mux := http.NewServeMux()
+	mux.Handle("/api/", admin.Handler(svc))
+	mux.Handle("/", health)
+	ln, err := listen("unix:"+cfg.Admin.Socket, cfg.Admin.SocketMode, activated)
+	if err != nil {
+		return fmt.Errorf("admin.socket: %w", err)
+	}
+	b.adminLn = append(b.adminLn, adminSocket{ln, mux})
+	if cfg.Admin.Address != "" {
+		ln, err := listen(cfg.Admin.Address, "", activated)
+		if err != nil {
+			return fmt.Errorf("admin.address: %w", err)
+		}
+		b.adminLn = append(b.adminLn, adminSocket{ln, health})
+	}
+	return nil
+}
+
+// bridgeAccounts is the running bridge's side of admin.Accounts.
+type bridgeAccounts struct{ b *Bridge }
+
+func (a bridgeAccounts) Configured() map[string]string {
+	out := map[string]string{}
+	for n, acc := range a.b.intake.now.Load().accounts {
+		out[n] = acc.Info.Name
+	}
+	return out
+}
+
+func (a bridgeAccounts) Pause(ctx context.Context, account, reason string) error {
+	return a.b.runner.Pause(ctx, account, reason)
+}
+
+func (a bridgeAccounts) Resume(ctx context.Context, account string) error {
+	return a.b.runner.Resume(ctx, account)
+}
+
+func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
+	c := sink.Config{Source: b.store, Log: b.log}
+	switch cfg.Events.File {
+	case "":
+	case "stdout":
+		c.Sinks = append(c.Sinks, sink.Stdout(os.Stdout))
+	default:
+		f, err := sink.NewFile(cfg.Events.File)
+		if err != nil {
+			return nil, fmt.Errorf("events.file: %w", err)
+		}
+		c.Sinks = append(c.Sinks, f)
+	}
+	for i, f := range cfg.Events.Forward {
+		s, err := sink.NewForward(sink.ForwardConfig{URL: f.URL, Secrets: []secret.String{f.Key}, AllowLocal: f.AllowLocal})
+		if err != nil {
+			return nil, fmt.Errorf("events.forward[%d]: %w", i, err)
+		}
+		c.Sinks = append(c.Sinks, s)
+	}
+	return sink.New(c)
+}
+
+// listen opens a socket: host:port, unix:/path or systemd:NAME. A left-over unix socket that nobody answers is replaced.
+func listen(address, mode string, activated map[string][]net.Listener) (net.Listener, error) {
+	if name, ok := strings.CutPrefix(address, "systemd:"); ok {
+		if len(activated[name]) == 0 {
+			return nil, fmt.Errorf("systemd passed no socket called %q (FileDescriptorName=)", name)
+		}
+		return activated[name][0], nil
+	}
+	path, ok := strings.CutPrefix(address, "unix:")
+	if !ok {
+		return net.Listen("tcp", address)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("%s is in use by another process", path)
+	}
+	if fi, err := os.Lstat(path); err == nil && fi.Mode()&fs.ModeSocket != 0 {
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	m, err := socketMode(mode)
+	if err == nil {
+		err = os.Chmod(path, m)
+	}
+	if err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return ln, nil
+}
+
+func serveHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, BaseContext: func(net.Listener) context.Context { return ctx }}
+	stop := context.AfterFunc(ctx, func() {
+		c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if srv.Shutdown(c) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// group is goroutines that are stopped together.
+type group struct {
+	once   sync.Once
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	errs   chan error
+}
+
+func (g *group) init() {
+	g.once.Do(func() {
+		g.ctx, g.cancel = context.WithCancel(context.Background())
+		g.errs = make(chan error, 1)
+	})
+}
+
+func (g *group) start(log *slog.Logger, name string, f func(context.Context) error) {
+	g.init()
+	g.wg.Go(func() {
+		if err := f(g.ctx); err != nil && g.ctx.Err() == nil {
+			log.Error("a part of the bridge failed", "part", name, "err", err)
+			select {
+			case g.errs <- fmt.Errorf("%s: %w", name, err):
+			default:
+			}
+		}
+	})
+}
+
+func (g *group) failed() <-chan error { g.init(); return g.errs }
+
+func (g *group) stop() {
+	g.init()
+	g.cancel()
+	g.wg.Wait()
+}
