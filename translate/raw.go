@@ -2,6 +2,7 @@ package translate
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -410,7 +411,7 @@ func textField(name, value, eol string) []byte {
 		for j < len(words) && !isASCII([]byte(words[j])) {
 			j++
 		}
-		words[i] = stdmime.QEncoding.Encode("utf-8", strings.Join(words[i:j], " "))
+		words[i] = encodedWords(strings.Join(words[i:j], " "))
 		words = slices.Delete(words, i+1, j)
 	}
 	return fold(name+": "+strings.Join(words, " "), eol)
@@ -438,12 +439,27 @@ func formatAddress(a mime.Address) string {
 	case name == "":
 		return addr
 	case !isASCII([]byte(name)):
-		// In a phrase only few characters may stand as they are (RFC 2047 5.3); base64 has none of the others.
-		return stdmime.BEncoding.Encode("utf-8", name) + " <" + addr + ">"
+		return encodedWords(name) + " <" + addr + ">"
 	case strings.ContainsAny(name, `()<>[]:;@\,."`) || strings.Contains(name, "=?"):
 		return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(name) + `" <` + addr + ">"
 	}
 	return name + " <" + addr + ">"
+}
+
+// encodedWords writes text as encoded words (RFC 2047) short enough to stand on one line with a field name. In
+// base64, as it has no character that may not stand in a phrase (RFC 2047 5.3).
+func encodedWords(text string) string {
+	const most = 33 // octets of a word
+	var words []string
+	for len(text) > 0 {
+		n := min(most, len(text))
+		for n < len(text) && n > 1 && !utf8.RuneStart(text[n]) {
+			n--
+		}
+		words = append(words, "=?utf-8?b?"+base64.StdEncoding.EncodeToString([]byte(text[:n]))+"?=")
+		text = text[n:]
+	}
+	return strings.Join(words, " ")
 }
 
 // fold breaks a field at spaces, before column 77 where it can (RFC 5322 2.1.1).
