@@ -38,7 +38,9 @@ type Message struct {
 	Defects     []Defect
 	Size        int64 // bytes of the source
 
-	src io.ReaderAt
+	src   io.ReaderAt
+	amp   *Attachment // the AMP part as a leaf, for WriteJSON, in front of Attachments[ampAt]
+	ampAt int
 }
 
 // Source gives the exact bytes the message was parsed from.
@@ -74,7 +76,7 @@ func (p *Part) Open() io.ReadCloser { return p.open() }
 // Attachment is any leaf that is not body text, byte for byte.
 type Attachment struct {
 	Filename  string            // decoded base name, at most 255 bytes, no control characters; "" when it has none
-	Type      string            // media type, lower case, "application/octet-stream" when absent
+	Type      string            // media type, lower case, "text/plain" when absent (RFC 2045 5.2)
 	Params    map[string]string // further Content-Type parameters (charset, method ...)
 	ContentID string            // without angle brackets, "" when absent
 	Inline    bool              // disposition inline, or a Content-ID without disposition attachment
@@ -101,6 +103,8 @@ type Entity struct {
 	Children  []*Entity         // parts of a multipart; nil for leaves (message/rfc822 is a leaf: never opened)
 	Has8Bit   bool              // the body (of a leaf) has octets above 0x7F
 	ValidUTF8 bool              // the body (of a leaf) is valid UTF-8 as it stands
+
+	bareLF bool // the body may have lines that end in LF alone
 }
 
 // Defect is something the parser had to guess.
