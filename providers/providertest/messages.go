@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"hash/fnv"
 	"strings"
 	"testing"
 
@@ -145,11 +146,9 @@ Away.
 	}
 }
 
-// Ref and IdempotencyKey of the suite's calls.
-const (
-	Ref            = "01kq0000000000000000000000"
-	IdempotencyKey = "01kq0000000000000000000000-1"
-)
+// Ref is how the references and idempotency keys of the suite's calls begin; the name of the message and the
+// number of the call follow.
+const Ref = "01kq0000000000000000000000"
 
 // Parse reads a mail.
 func Parse(t testing.TB, eml string) *mime.Message {
@@ -176,9 +175,11 @@ func (m Message) Plan(t testing.TB, caps translate.Capabilities) []*translate.Ma
 	if err != nil {
 		t.Fatalf("%s: translate.Apply: %v", m.Name, err)
 	}
+	h := fnv.New32a()
+	h.Write([]byte(m.Name))
 	for i, c := range mails {
-		c.Ref = fmt.Sprintf("%s-%d", Ref, i)
-		c.IdempotencyKey = fmt.Sprintf("%s-%d", IdempotencyKey, i)
+		c.Ref = fmt.Sprintf("%s-%08x-%d", Ref, h.Sum32(), i)
+		c.IdempotencyKey = c.Ref
 	}
 	return mails
 }

@@ -290,7 +290,10 @@ type recorder struct {
 }
 
 func (r *recorder) take(req *http.Request, body []byte) Answer {
-	c := &Call{Method: req.Method, URL: req.URL, Header: req.Header.Clone(), Body: body, Length: req.ContentLength}
+	c := &Call{Method: req.Method, URL: req.URL, Header: http.Header{}, Body: body, Length: req.ContentLength}
+	for k, v := range req.Header {
+		c.Header[http.CanonicalHeaderKey(k)] = slices.Clone(v)
+	}
 	if len(req.TransferEncoding) > 0 {
 		c.Length = -1
 	}
