@@ -5,6 +5,7 @@
 package event
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/json"
@@ -142,7 +143,27 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	if e.QueueID != "" {
 		j.QueueID = &e.QueueID
 	}
-	return json.Marshal(j)
+	return marshal(j)
+}
+
+// marshal leaves < > & as they are: the log is read by people, and never put into a page unescaped.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte{'\n'}), nil
+}
+
+// AppendJSON appends the public form as one line of the event log, without the line end.
+func (e Event) AppendJSON(b []byte) ([]byte, error) {
+	j, err := marshal(e)
+	if err != nil {
+		return b, err
+	}
+	return append(b, j...), nil
 }
 
 // UnmarshalJSON reads the public form.

@@ -3,6 +3,7 @@ package event
 import (
 	"maps"
 	"slices"
+	"time"
 )
 
 // Limits of the lists and texts of an event, in entries and bytes.
@@ -18,6 +19,13 @@ const (
 // control characters (see Clean), lists are bounded, and an id that is too long or holds odd
 // characters is replaced by its FactID. Sanitizing twice changes nothing.
 func (e *Event) Sanitize() {
+	// JSON knows only the years of four digits; one event that cannot be written would stop the log.
+	if !writable(e.Time) {
+		e.Time = e.Seen
+	}
+	if e.WillRetryAt != nil && !writable(*e.WillRetryAt) {
+		e.WillRetryAt = nil
+	}
 	if Clean(e.ID, MaxID+4) != e.ID || len(e.ID) > MaxID {
 		e.ID = FactID(e.Account, "id", e.ID)
 	}
@@ -61,6 +69,8 @@ func (e *Event) Sanitize() {
 		e.Metadata = m
 	}
 }
+
+func writable(t time.Time) bool { return t.Year() >= 1 && t.Year() <= 9999 }
 
 func cleanList(in []string, max int) []string {
 	if len(in) == 0 {

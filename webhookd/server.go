@@ -54,3 +54,22 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	return err
 }
+
+// drainTime is what requests under way get to be answered when serving ends.
+const drainTime = 10 * time.Second
+
+// Serve serves l with a Server of its own until ctx ends, then drains it and closes l.
+func (h *Handler) Serve(ctx context.Context, l net.Listener) error {
+	s := NewServer(h, 0, h.state.Load().Log)
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	s.Shutdown(drain) // what it cuts off is sent again by the ESP
+	return <-done
+}

@@ -62,7 +62,7 @@ type Metrics struct {
 // Config is what a Handler is made from. Zero limits are replaced by defaults.
 type Config struct {
 	Accounts []Account
-	Recorder Recorder
+	Recorder Recorder // nil: nothing can be stored, every event is answered 503
 	// Inbox takes inbound mail durably. Without it inbound posts are answered 404.
 	Inbox func(ctx context.Context, account string, raw *store.RawRequest, mails []providers.Inbound) error
 	// TrustedProxies are the networks whose X-Forwarded-For is believed.
@@ -176,7 +176,7 @@ func New(c Config) (*Handler, error) {
 // error the old one stays.
 func (h *Handler) Reload(c Config) error {
 	if c.Recorder == nil {
-		return errors.New("webhookd: no recorder")
+		c.Recorder = noRecorder{}
 	}
 	def(&c.MaxConcurrent, 128)
 	def(&c.MaxInbound, 4)
@@ -265,4 +265,10 @@ func def[T int | int64 | time.Duration](p *T, v T) {
 	if *p <= 0 {
 		*p = v
 	}
+}
+
+type noRecorder struct{}
+
+func (noRecorder) Record(context.Context, *store.RawRequest, ...event.Event) (int, error) {
+	return 0, errors.New("there is no store")
 }
