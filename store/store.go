@@ -41,6 +41,10 @@ type Options struct {
 	InlineBody int64                         // bodies up to this many bytes are in the row, default 128 KiB
 	ReadOnly   bool                          // for CLI commands while no bridge runs: no lock, no migration, no write
 	Logf       func(msg string, args ...any) // slog-style key/values; nil = silent
+	KeepBodies time.Duration                 // how long the body of a mail that was sent stays; 0 = gone with the transaction that finishes it
+	MinFree    int64                         // Begin answers ErrNoSpace below so many free bytes in Dir, default 64 MiB; negative = no check
+	Lease      time.Duration                 // PostgreSQL: life of an unrenewed claim, default 2 min; living nodes renew theirs
+	Provider   func(account string) string   // names the provider of an account for the events the store writes itself; may be nil
 }
 
 // Mail is one accepted mail.
@@ -183,6 +187,8 @@ type Claim struct {
 	Rcpts []Rcpt // of the job, not final and in no open call: free to be planned
 	Open  []Call // unsettled calls of this job: repeat unchanged, look up, or wait
 	token int64
+
+	proven []string // calls among Open that an event has proved accepted
 }
 
 // CallResult is what one call of a claim came to.
@@ -252,7 +258,27 @@ type Filter struct {
 	Recipient string
 	Limit     int    // default 100
 	After     string // id of the last one seen, for paging
+	Oldest    bool   // oldest first; default is newest first
 }
+
+// Retention says how long what is finished stays. A zero Bodies or Failed purges at once; a zero
+// Ledger, Events or Webhooks keeps for ever.
+type Retention struct {
+	Bodies   time.Duration // bodies of mails whose recipients were all sent
+	Failed   time.Duration // bodies of mails with a recipient rejected, failed or deleted
+	Ledger   time.Duration // everything else of a finished mail: recipients, calls, attempts
+	Events   time.Duration
+	Webhooks time.Duration // stored requests
+}
+
+// Topic is something Subscribe wakes for.
+type Topic int
+
+// Topics.
+const (
+	TopicQueue  Topic = iota // a commit may have made work due
+	TopicEvents              // events were released to the followers
+)
 
 // Attempt is one line of a mail's history.
 type Attempt struct {

@@ -1,0 +1,539 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	"modernc.org/sqlite"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// Names in the data directory.
+const (
+	fileName  = "smtpbridge.db"
+	lockName  = "lock"
+	blobsName = "blobs"
+	spoolName = "spool" // unnamed while in use: whatever has a name here was left by a crash
+)
+
+// blobGrace is how long the file of a purged body stays, so that a backup that copied the
+// database first still finds it.
+const blobGrace = time.Hour
+
+// Store is the durable state. All methods may be called from any goroutine.
+type Store struct {
+	o      Options
+	d      *dialect
+	db     *sql.DB // SQLite: readers only
+	wdb    *sql.DB // SQLite: the writer's single connection
+	readTx *sql.TxOptions
+	lock   *os.File
+
+	ops        chan *op
+	stopped    chan struct{}
+	writerGone chan struct{}
+	closeOnce  sync.Once
+	background sync.WaitGroup
+	stopBack   context.CancelFunc
+
+	leases leases
+	subsMu sync.Mutex
+	subs   map[chan struct{}]Topic
+
+	dirsMu sync.Mutex
+	dirs   map[string]bool // blob directories whose entry is known to be durable
+
+	keepMu     sync.Mutex
+	keepBodies time.Duration
+
+	space spaceCheck
+	fault func(point string) error // tests make the n-th call fail
+}
+
+// Open opens the store, creating or migrating it as needed. A second process gets ErrLocked at
+// once. A database written by a newer version is refused and left untouched.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	return open(ctx, o, nil)
+}
+
+func open(ctx context.Context, o Options, fault func(string) error) (*Store, error) {
+	if o.Dir == "" {
+		return nil, errors.New("store: no data directory given")
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.InlineBody <= 0 {
+		o.InlineBody = 128 << 10
+	}
+	if o.MinFree == 0 {
+		o.MinFree = 64 << 20
+	}
+	if o.Lease <= 0 {
+		o.Lease = 2 * time.Minute
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	o.Dir = dir
+	s := &Store{
+		o: o, d: sqliteDialect, keepBodies: o.KeepBodies, fault: fault,
+		ops: make(chan *op, batchOps), stopped: make(chan struct{}), writerGone: make(chan struct{}),
+		subs: map[chan struct{}]Topic{}, dirs: map[string]bool{},
+	}
+	s.leases.init()
+	if o.URL != "" {
+		if !strings.HasPrefix(o.URL, "postgres://") && !strings.HasPrefix(o.URL, "postgresql://") {
+			return nil, errors.New("store: the url must begin with postgres://")
+		}
+		s.d = postgresDialect
+	}
+	if err := s.start(ctx); err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("store: %w", mapError(err))
+	}
+	return s, nil
+}
+
+func (s *Store) start(ctx context.Context) error {
+	if !s.o.ReadOnly {
+		if err := s.prepareDir(); err != nil {
+			return err
+		}
+	}
+	if s.d.shared {
+		if err := s.openPostgres(ctx); err != nil {
+			return err
+		}
+	} else if err := s.openSQLite(ctx); err != nil {
+		return err
+	}
+	if s.o.ReadOnly {
+		return nil
+	}
+	if err := s.recover(ctx); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
+	return nil
+}
+
+// prepareDir makes the data directory and its parts durable and takes the lock.
+func (s *Store) prepareDir() error {
+	for _, d := range []string{s.o.Dir, filepath.Join(s.o.Dir, blobsName), filepath.Join(s.o.Dir, spoolName)} {
+		if err := s.mkdir(d); err != nil {
+			return err
+		}
+	}
+	path := filepath.Join(s.o.Dir, lockName)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		b := make([]byte, 20)
+		n, _ := f.Read(b)
+		f.Close()
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("lock %s: %w", path, err)
+		}
+		if pid, perr := strconv.Atoi(strings.TrimSpace(string(b[:n]))); perr == nil {
+			return fmt.Errorf("%w: process %d has %s", ErrLocked, pid, s.o.Dir)
+		}
+		return fmt.Errorf("%w: %s", ErrLocked, s.o.Dir)
+	}
+	s.lock = f
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	return err
+}
+
+// mkdir creates a directory, and its missing parents, so that they survive a power cut.
+func (s *Store) mkdir(dir string) error {
+	s.dirsMu.Lock()
+	defer s.dirsMu.Unlock()
+	return s.mkdirLocked(dir)
+}
+
+func (s *Store) mkdirLocked(dir string) error {
+	if s.dirs[dir] {
+		return nil
+	}
+	fi, err := os.Lstat(dir)
+	switch {
+	case err == nil:
+		if !fi.IsDir() && dir != s.o.Dir { // data_dir itself may be a link an administrator made
+			return fmt.Errorf("%s is not a directory", dir)
+		}
+	case errors.Is(err, fs.ErrNotExist):
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return err
+		}
+		if err := s.mkdirLocked(parent); err != nil {
+			return err
+		}
+		if err := s.inject("mkdir"); err != nil {
+			return err
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := s.syncDir(parent); err != nil {
+			_ = os.Remove(dir) // so that the next try syncs again
+			return err
+		}
+	default:
+		return err
+	}
+	s.dirs[dir] = true
+	return nil
+}
+
+func (s *Store) syncDir(dir string) error {
+	if err := s.inject("syncdir"); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func (s *Store) dsn(writer bool) string {
+	q := url.Values{}
+	q.Set("_busy_timeout", "10000")
+	q.Set("_foreign_keys", "1")
+	q.Add("_pragma", "cell_size_check(1)")
+	q.Add("_pragma", "temp_store(2)")
+	switch {
+	case s.o.ReadOnly:
+		q.Set("mode", "ro")
+	case writer:
+		q.Set("_auto_vacuum", "INCREMENTAL") // only has an effect before the first table
+		q.Set("_journal_mode", "WAL")
+		q.Set("_synchronous", "FULL")
+		q.Add("_pragma", "secure_delete(1)")
+		q.Add("_pragma", "journal_size_limit(67108864)")
+		q.Add("_pragma", "wal_autocheckpoint(4000)")
+		q.Add("_pragma", "cache_size(-16000)")
+	default:
+		q.Add("_pragma", "query_only(1)")
+		q.Add("_pragma", "cache_size(-4000)")
+	}
+	u := url.URL{Scheme: "file", Path: filepath.Join(s.o.Dir, fileName), RawQuery: q.Encode()}
+	return u.String()
+}
+
+func (s *Store) openSQLite(ctx context.Context) error {
+	// fdatasync is enough for SQLite and saves a journal write of the file system per commit.
+	_, _ = sqlite.Fdatasync(true)
+	path := filepath.Join(s.o.Dir, fileName)
+	fi, err := os.Lstat(path)
+	switch {
+	case err == nil && !fi.Mode().IsRegular():
+		return fmt.Errorf("%s is not a regular file", path)
+	case err == nil:
+		if !s.o.ReadOnly && fi.Mode().Perm()&0o077 != 0 {
+			if err := os.Chmod(path, 0o600); err != nil {
+				return err
+			}
+		}
+	case s.o.ReadOnly:
+		return fmt.Errorf("%w: there is no database in %s", ErrNotFound, s.o.Dir)
+	case errors.Is(err, fs.ErrNotExist):
+		// SQLite gives -wal and -shm the mode of the database.
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	default:
+		return err
+	}
+	if s.db, err = sql.Open("sqlite", s.dsn(false)); err != nil {
+		return err
+	}
+	s.db.SetMaxOpenConns(8)
+	s.db.SetMaxIdleConns(8)
+	s.readTx = &sql.TxOptions{ReadOnly: true}
+	if s.o.ReadOnly {
+		close(s.writerGone)
+		return s.checkVersion(ctx, s.db)
+	}
+	if s.wdb, err = sql.Open("sqlite", s.dsn(true)); err != nil {
+		return err
+	}
+	s.wdb.SetMaxOpenConns(1)
+	if fi != nil && fi.Size() > 0 {
+		if err := s.quickCheck(ctx, fi.Size()); err != nil {
+			return err
+		}
+	}
+	if err := s.migrate(ctx, s.wdb); err != nil {
+		return err
+	}
+	if err := s.syncDir(s.o.Dir); err != nil { // the database's own entry
+		return err
+	}
+	conn, err := s.wdb.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	s.background.Add(1)
+	go func() {
+		defer s.background.Done()
+		defer conn.Close()
+		s.writer(conn)
+	}()
+	return nil
+}
+
+// quickCheck looks for damage, as far as that does not delay the start: a database too large
+// for it is only asked for its schema.
+func (s *Store) quickCheck(ctx context.Context, size int64) error {
+	query := "PRAGMA quick_check(1)"
+	if size > 64<<20 {
+		query = "SELECT CASE WHEN count(*) >= 0 THEN 'ok' END FROM sqlite_master"
+	}
+	var answer string
+	if err := s.wdb.QueryRowContext(ctx, query).Scan(&answer); err != nil {
+		return mapError(err)
+	}
+	if answer != "ok" {
+		return fmt.Errorf("%w (%s)", errMalformed, answer)
+	}
+	return nil
+}
+
+func (s *Store) provider(db *sql.DB) (*goose.Provider, error) {
+	sub, err := fs.Sub(migrations, s.d.migrations)
+	if err != nil {
+		return nil, err
+	}
+	return goose.NewProvider(s.d.goose, db, sub, goose.WithDisableGlobalRegistry(true), goose.WithTableName("schema_version"))
+}
+
+// wanted is the newest schema this program knows.
+func wanted(p *goose.Provider) int64 {
+	var max int64
+	for _, src := range p.ListSources() {
+		max = maxOf(max, src.Version)
+	}
+	return max
+}
+
+func maxOf(a, b int64) int64 {
+	if a > b {
+		return a
+	}
+	return b
+}
+
+// version reads the schema version without touching the database; 0 for an empty one.
+func (s *Store) version(ctx context.Context, db *sql.DB) (int64, error) {
+	query := "SELECT count(*) FROM sqlite_master WHERE name = 'schema_version'"
+	if s.d.shared {
+		query = "SELECT count(*) FROM pg_tables WHERE tablename = 'schema_version' AND schemaname = current_schema()"
+	}
+	var n, v int64
+	if err := db.QueryRowContext(ctx, query).Scan(&n); err != nil || n == 0 {
+		return 0, err
+	}
+	err := db.QueryRowContext(ctx, "SELECT coalesce(max(version_id), 0) FROM schema_version").Scan(&v)
+	return v, err
+}
+
+func (s *Store) checkVersion(ctx context.Context, db *sql.DB) error {
+	p, err := s.provider(db)
+	if err != nil {
+		return err
+	}
+	have, err := s.version(ctx, db)
+	if err != nil {
+		return fmt.Errorf("read schema version: %w", mapError(err))
+	}
+	want := wanted(p)
+	switch {
+	case have > want:
+		return fmt.Errorf("the database has schema version %d, this program knows %d: use the newer program; nothing was changed", have, want)
+	case have < want && s.o.ReadOnly:
+		return fmt.Errorf("the database has schema version %d, this program needs %d: start the bridge once, or run: smtpbridge store migrate", have, want)
+	}
+	return nil
+}
+
+// migrate brings the schema up to date, each step in a transaction of its own; a step that is
+// interrupted has not happened and runs again at the next start.
+func (s *Store) migrate(ctx context.Context, db *sql.DB) error {
+	if err := s.checkVersion(ctx, db); err != nil {
+		return err
+	}
+	p, err := s.provider(db)
+	if err != nil {
+		return err
+	}
+	have, err := s.version(ctx, db)
+	if err != nil {
+		return err
+	}
+	want := wanted(p)
+	if have == want {
+		return nil
+	}
+	if err := s.inject("migrate"); err != nil {
+		return err
+	}
+	if _, err := p.Up(ctx); err != nil {
+		return fmt.Errorf("migrate from schema version %d to %d: %w", have, want, mapError(err))
+	}
+	s.log("queue migrated", "from", have, "to", want)
+	return nil
+}
+
+// Close ends everything. What Commit, Settle or Record have acknowledged is durable already.
+func (s *Store) Close() error {
+	var err error
+	s.closeOnce.Do(func() {
+		close(s.stopped)
+		if s.stopBack != nil {
+			s.stopBack()
+		}
+		s.background.Wait()
+		if s.wdb != nil {
+			err = s.wdb.Close()
+		}
+		if s.db != nil {
+			err = errors.Join(err, s.db.Close())
+		}
+		if s.lock != nil {
+			_ = s.lock.Truncate(0)
+			err = errors.Join(err, s.lock.Close())
+		}
+	})
+	return err
+}
+
+// Ping commits a transaction: it returns nil only if the store can accept a mail right now.
+func (s *Store) Ping(ctx context.Context) error {
+	if s.o.ReadOnly {
+		var n int
+		return s.read().get(ctx, []any{&n}, "SELECT 1")
+	}
+	if err := s.space.check(s); err != nil {
+		return err
+	}
+	return s.do(ctx, 0, func(ctx context.Context, t *tx) error {
+		_, err := t.exec(ctx, "INSERT INTO settings (name, value) VALUES ('ping', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+			strconv.FormatInt(us(s.o.Now()), 10))
+		return err
+	})
+}
+
+// Subscribe returns a channel that gets a value after each commit the topic is about. Values
+// coalesce: whoever wakes looks at everything. The function ends the subscription.
+func (s *Store) Subscribe(topic Topic) (<-chan struct{}, func()) {
+	ch := make(chan struct{}, 1)
+	s.subsMu.Lock()
+	s.subs[ch] = topic
+	s.subsMu.Unlock()
+	return ch, func() {
+		s.subsMu.Lock()
+		delete(s.subs, ch)
+		s.subsMu.Unlock()
+	}
+}
+
+// Wake is Subscribe(TopicQueue) for the life of the store.
+func (s *Store) Wake() <-chan struct{} {
+	ch, _ := s.Subscribe(TopicQueue)
+	return ch
+}
+
+func (s *Store) wake(topic Topic) {
+	s.subsMu.Lock()
+	defer s.subsMu.Unlock()
+	for ch, t := range s.subs {
+		if t == topic {
+			select {
+			case ch <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+func (s *Store) log(msg string, args ...any) {
+	if s.o.Logf != nil {
+		s.o.Logf(msg, args...)
+	}
+}
+
+func (s *Store) now() time.Time { return s.o.Now() }
+
+// us and at convert between times and the microseconds of the database.
+func us(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+func at(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}
+
+// spaceCheck remembers for a second what the file system said.
+type spaceCheck struct {
+	mu   sync.Mutex
+	at   time.Time
+	free int64
+	err  error
+}
+
+func (c *spaceCheck) check(s *Store) error {
+	if s.o.MinFree < 0 {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now := time.Now(); now.Sub(c.at) > time.Second || now.Before(c.at) {
+		var st syscall.Statfs_t
+		c.at, c.err = now, syscall.Statfs(s.o.Dir, &st)
+		c.free = int64(st.Bavail) * st.Bsize
+	}
+	if c.err != nil {
+		return fmt.Errorf("free space of %s: %w", s.o.Dir, c.err)
+	}
+	if c.free < s.o.MinFree {
+		return fmt.Errorf("%w: %d bytes free, %d wanted", ErrNoSpace, c.free, s.o.MinFree)
+	}
+	return nil
+}

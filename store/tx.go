@@ -1,0 +1,420 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+)
+
+// Limits of one SQLite commit: enough to share an fsync between all sessions, little enough
+// that nobody waits long.
+const (
+	batchOps   = 256
+	batchBytes = 8 << 20
+)
+
+type queryer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// tx is one transaction, or one operation inside a shared one. Rows must be drained before the
+// next statement: a PostgreSQL connection does one thing at a time.
+type tx struct {
+	s     *Store
+	q     queryer
+	stmts map[string]*sql.Stmt // of the SQLite writer's connection
+	conn  *sql.Conn
+	write bool
+	after []func() // run once the transaction is durable
+	// Whom to wake once it is durable.
+	queue, events bool
+}
+
+func (t *tx) onCommit(f func()) { t.after = append(t.after, f) }
+
+func (t *tx) prepared(ctx context.Context, query string) (*sql.Stmt, error) {
+	if st, ok := t.stmts[query]; ok {
+		return st, nil
+	}
+	st, err := t.conn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	if len(t.stmts) < 500 {
+		t.stmts[query] = st
+	}
+	return st, nil
+}
+
+// exec runs a statement and returns the number of rows it changed.
+func (t *tx) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	if t.write {
+		if err := t.s.inject("exec"); err != nil {
+			return 0, err
+		}
+	}
+	query = t.s.d.bind(query)
+	var res sql.Result
+	var err error
+	if t.conn != nil {
+		var st *sql.Stmt
+		if st, err = t.prepared(ctx, query); err == nil {
+			res, err = st.ExecContext(ctx, args...)
+		}
+	} else {
+		res, err = t.q.ExecContext(ctx, query, args...)
+	}
+	if err != nil {
+		return 0, mapError(err)
+	}
+	return res.RowsAffected()
+}
+
+// each calls row for every row of the answer; row may only scan.
+func (t *tx) each(ctx context.Context, query string, args []any, row func(scan func(...any) error) error) error {
+	if t.write {
+		if err := t.s.inject("query"); err != nil {
+			return err
+		}
+	}
+	query = t.s.d.bind(query)
+	var rows *sql.Rows
+	var err error
+	if t.conn != nil {
+		var st *sql.Stmt
+		if st, err = t.prepared(ctx, query); err == nil {
+			rows, err = st.QueryContext(ctx, args...)
+		}
+	} else {
+		rows, err = t.q.QueryContext(ctx, query, args...)
+	}
+	if err != nil {
+		return mapError(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := row(rows.Scan); err != nil {
+			return mapError(err)
+		}
+	}
+	return mapError(rows.Err())
+}
+
+// get scans the first row of the answer into dest, or returns ErrNotFound.
+func (t *tx) get(ctx context.Context, dest []any, query string, args ...any) error {
+	found := false
+	err := t.each(ctx, query, args, func(scan func(...any) error) error {
+		if found {
+			return nil
+		}
+		found = true
+		return scan(dest...)
+	})
+	if err == nil && !found {
+		return ErrNotFound
+	}
+	return err
+}
+
+// op is one operation on its way through the writer.
+type op struct {
+	ctx   context.Context
+	size  int
+	run   func(ctx context.Context, t *tx) error
+	raw   func(ctx context.Context, conn *sql.Conn) error // outside of any transaction, instead of run
+	state atomic.Int32                                    // 0 waiting, 1 taken, 2 given up
+	done  chan error
+	t     *tx
+	err   error
+}
+
+// do runs f in a write transaction and returns once it is durable. With SQLite f shares the
+// transaction and its fsync with other callers; it runs in the writer's goroutine and must
+// not call do. Once f has begun, the end of ctx no longer stops it: the answer is certain.
+func (s *Store) do(ctx context.Context, size int, f func(ctx context.Context, t *tx) error) error {
+	if s.o.ReadOnly {
+		return errReadOnly
+	}
+	if s.d.shared {
+		return s.doAlone(ctx, f)
+	}
+	return s.submit(&op{ctx: ctx, size: size, run: f, done: make(chan error, 1)})
+}
+
+var (
+	errReadOnly = errors.New("the store was opened for reading only")
+	errClosed   = errors.New("the store is closed")
+)
+
+func (s *Store) submit(o *op) error {
+	select {
+	case <-s.stopped:
+		return errClosed
+	default:
+	}
+	select {
+	case s.ops <- o:
+	case <-s.stopped:
+		return errClosed
+	case <-o.ctx.Done():
+		return o.ctx.Err()
+	}
+	select {
+	case err := <-o.done:
+		return err
+	case <-s.writerGone:
+		select {
+		case err := <-o.done:
+			return err
+		default:
+			return errClosed
+		}
+	case <-o.ctx.Done():
+		if o.state.CompareAndSwap(0, 2) {
+			return o.ctx.Err()
+		}
+		select {
+		case err := <-o.done:
+			return err
+		case <-s.writerGone:
+			select {
+			case err := <-o.done:
+				return err
+			default:
+				return errClosed
+			}
+		}
+	}
+}
+
+// writer is SQLite's one writing goroutine: it collects what is waiting into one transaction.
+func (s *Store) writer(conn *sql.Conn) {
+	defer close(s.writerGone)
+	stmts := map[string]*sql.Stmt{}
+	for {
+		var first *op
+		select {
+		case first = <-s.ops:
+		case <-s.stopped:
+			for { // what was handed in before the stop is still done
+				select {
+				case o := <-s.ops:
+					s.batch(conn, stmts, []*op{o})
+				default:
+					for _, st := range stmts {
+						st.Close()
+					}
+					return
+				}
+			}
+		}
+		ops := append(make([]*op, 0, 16), first)
+		size := first.size
+	collect:
+		for first.raw == nil && len(ops) < batchOps && size < batchBytes {
+			select {
+			case o := <-s.ops:
+				ops = append(ops, o)
+				size += o.size
+				if o.raw != nil {
+					break collect
+				}
+			default:
+				break collect
+			}
+		}
+		s.batch(conn, stmts, ops)
+	}
+}
+
+// batch runs ops in one transaction, each in a savepoint. A failed COMMIT fails all of them.
+func (s *Store) batch(conn *sql.Conn, stmts map[string]*sql.Stmt, ops []*op) {
+	ctx := context.Background()
+	base := &tx{s: s, q: conn, conn: conn, stmts: stmts}
+	var last *op
+	if n := len(ops); ops[n-1].raw != nil {
+		last, ops = ops[n-1], ops[:n-1]
+	}
+	if len(ops) > 0 {
+		s.transact(ctx, base, ops)
+	}
+	if last != nil && last.state.CompareAndSwap(0, 1) {
+		last.done <- mapError(last.raw(context.WithoutCancel(last.ctx), conn))
+	}
+}
+
+func (s *Store) transact(ctx context.Context, base *tx, ops []*op) {
+	finish := func(err error) {
+		for _, o := range ops {
+			if o.t == nil { // given up before it began, or never reached
+				if o.state.Load() == 2 {
+					continue
+				}
+				if o.err == nil {
+					o.err = err
+				}
+			} else if o.err == nil {
+				o.err = err
+			}
+			if o.err == nil {
+				s.committed(o.t)
+			}
+			o.done <- o.err
+		}
+	}
+	if _, err := base.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
+		for _, o := range ops {
+			o.state.CompareAndSwap(0, 1)
+		}
+		finish(fmt.Errorf("begin: %w", err))
+		return
+	}
+	for _, o := range ops {
+		if !o.state.CompareAndSwap(0, 1) {
+			continue
+		}
+		if err := o.ctx.Err(); err != nil {
+			o.err = err
+			continue
+		}
+		o.t = &tx{s: s, q: base.q, conn: base.conn, stmts: base.stmts, write: true}
+		err := s.step(ctx, base, o)
+		if err == nil {
+			continue
+		}
+		if !spoilsBatch(err) {
+			o.err = err
+			continue
+		}
+		// The engine may have rolled everything back already.
+		_, _ = base.exec(ctx, "ROLLBACK")
+		for _, rest := range ops {
+			rest.state.CompareAndSwap(0, 1)
+		}
+		finish(fmt.Errorf("transaction lost: %w", err))
+		return
+	}
+	err := s.inject("commit")
+	if err == nil {
+		_, err = base.exec(ctx, "COMMIT")
+	}
+	if err != nil {
+		_, _ = base.exec(ctx, "ROLLBACK")
+		err = fmt.Errorf("commit: %w", mapError(err))
+	}
+	finish(err)
+}
+
+// step runs one operation in a savepoint.
+func (s *Store) step(ctx context.Context, base *tx, o *op) (err error) {
+	if _, err := base.exec(ctx, "SAVEPOINT op"); err != nil {
+		return err
+	}
+	if err = guard(context.WithoutCancel(o.ctx), o.t, o.run); err == nil {
+		_, err = base.exec(ctx, "RELEASE op")
+		return err
+	}
+	if spoilsBatch(err) {
+		return err
+	}
+	if _, rerr := base.exec(ctx, "ROLLBACK TO op"); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	if _, rerr := base.exec(ctx, "RELEASE op"); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	return err
+}
+
+// guard turns a panic into an error: it ends one operation, not the process.
+func guard(ctx context.Context, t *tx, f func(ctx context.Context, t *tx) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.s.log("store panic", "panic", p, "stack", string(debug.Stack()))
+			err = errors.New("internal error in the store")
+		}
+	}()
+	return f(ctx, t)
+}
+
+// doAlone is do for PostgreSQL: one short transaction of its own. A transaction that lost
+// against another one (serialization, deadlock) is tried again.
+func (s *Store) doAlone(ctx context.Context, f func(ctx context.Context, t *tx) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	for try := 1; ; try++ {
+		err := s.aloneOnce(ctx, f)
+		if err == nil || try == 5 || !retryable(err) {
+			return err
+		}
+	}
+}
+
+func (s *Store) aloneOnce(ctx context.Context, f func(ctx context.Context, t *tx) error) error {
+	sqltx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin: %w", mapError(err))
+	}
+	t := &tx{s: s, q: sqltx, write: true}
+	if err = guard(ctx, t, f); err != nil {
+		_ = sqltx.Rollback()
+		return err
+	}
+	if t.queue || t.events {
+		if _, err = t.exec(ctx, "SELECT pg_notify('smtpbridge', ?)", notice(t)); err != nil {
+			_ = sqltx.Rollback()
+			return err
+		}
+	}
+	if err = s.inject("commit"); err != nil {
+		_ = sqltx.Rollback()
+		return fmt.Errorf("commit: %w", err)
+	}
+	if err = sqltx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", mapError(err))
+	}
+	s.committed(t)
+	return nil
+}
+
+func (s *Store) committed(t *tx) {
+	for _, f := range t.after {
+		f()
+	}
+	if t.queue {
+		s.wake(TopicQueue)
+	}
+	if t.events {
+		s.wake(TopicEvents)
+	}
+}
+
+// view runs f in a read transaction: everything it sees is of one moment.
+func (s *Store) view(ctx context.Context, f func(ctx context.Context, t *tx) error) error {
+	sqltx, err := s.db.BeginTx(ctx, s.readTx)
+	if err != nil {
+		return mapError(err)
+	}
+	defer func() { _ = sqltx.Rollback() }()
+	return f(ctx, &tx{s: s, q: sqltx})
+}
+
+// read is for a single statement.
+func (s *Store) read() *tx { return &tx{s: s, q: s.db} }
+
+// inject is the seam of the fault tests.
+func (s *Store) inject(point string) error {
+	if s.fault == nil {
+		return nil
+	}
+	return s.fault(point)
+}
