@@ -19,15 +19,16 @@ type addressParser struct {
 	s   string
 	max int
 
-	list    []Address
-	over    bool // more addresses than max
-	defect  string
-	control bool // a control character was replaced
+	list   []Address
+	legacy []Address // those of list whose name is a comment behind the address
+	over   bool      // more addresses than max
+	defect string
 
 	words      []addrWord // of the current mailbox, outside angle brackets
 	comment    string     // the last comment of the current mailbox
 	angle      string     // what stands in angle brackets
 	hasAngle   bool
+	after      []addrWord // what follows the brackets: nothing, or the name of a mailbox whose comma is missing
 	held       []addrWord // an element without an address before the current one: half of an unquoted "Last, First"
 	noComments bool       // no comment ends behind here
 }
@@ -114,7 +115,7 @@ func (a *addressParser) note(what string) {
 
 func (a *addressParser) word(text string, quoted, space bool) {
 	if a.hasAngle {
-		a.note("text after an address")
+		a.after = append(a.after, addrWord{text: text, quoted: quoted, space: space})
 		return
 	}
 	a.words = append(a.words, addrWord{text: text, quoted: quoted, space: space})
@@ -138,7 +139,10 @@ func (a *addressParser) angleAddr(i int) int {
 	s := a.s
 	if a.hasAngle { // a missing comma
 		a.note("a missing comma")
+		next := a.after
+		a.after = nil
 		a.flush(false)
+		a.words = next
 	}
 	i++
 	for i < len(s) && (s[i] == '<' || s[i] == ' ' || s[i] == '\t') {
@@ -175,7 +179,10 @@ func (a *addressParser) angleAddr(i int) int {
 // flush ends the current mailbox.
 func (a *addressParser) flush(comma bool) {
 	words, comment, angle, hasAngle := a.words, a.comment, a.angle, a.hasAngle
-	a.words, a.comment, a.angle, a.hasAngle = nil, "", "", false
+	if len(a.after) > 0 {
+		a.note("text after an address")
+	}
+	a.words, a.after, a.comment, a.angle, a.hasAngle = nil, nil, "", "", false
 	if hasAngle {
 		if len(a.held) > 0 && len(words) > 0 {
 			a.note("an unquoted comma in a display name")
@@ -188,9 +195,6 @@ func (a *addressParser) flush(comma bool) {
 		}
 		a.held = nil
 		name := phrase(words)
-		if name == "" && len(words) == 0 {
-			name = comment
-		}
 		addr := addrSpec(angle)
 		if addr == "" {
 			if name != "" {
@@ -198,7 +202,7 @@ func (a *addressParser) flush(comma bool) {
 			}
 			return
 		}
-		a.add(name, addr)
+		a.add(name, comment, addr)
 		return
 	}
 	if len(words) == 0 {
@@ -239,7 +243,7 @@ func (a *addressParser) drop() {
 func (a *addressParser) bare(words []addrWord, comment string) {
 	if len(words) == 1 && !words[0].quoted {
 		if w := words[0].text; !strings.HasPrefix(w, "=?") {
-			a.add(comment, addrSpec(w))
+			a.add("", comment, addrSpec(w))
 			return
 		}
 	}
@@ -275,11 +279,9 @@ func (a *addressParser) plain(words []addrWord, comment string) {
 		display := phrase(name)
 		if len(name) > 0 {
 			a.note("a display name without angle brackets")
-		} else {
-			display = comment
 		}
 		name = nil
-		a.add(display, addrSpec(wordText(w)))
+		a.add(display, comment, addrSpec(wordText(w)))
 	}
 	if len(name) > 0 {
 		if found {
@@ -303,22 +305,24 @@ func wordText(w addrWord) string {
 	return w.text
 }
 
-func (a *addressParser) add(name, addr string) {
+// add takes an address. Without a display name the comment is the name, as Unix tools write it: "root@host (Cron Daemon)".
+func (a *addressParser) add(name, comment, addr string) {
 	if addr == "" {
 		return
+	}
+	legacy := name == "" && comment != ""
+	if legacy {
+		name = comment
 	}
 	if len(a.list) == a.max {
 		a.over = true
 		return
 	}
-	decoded, info := decodeHeader(name)
-	decoded, control := clean(decoded)
-	addr, inAddr := clean(addr)
-	a.control = a.control || control || inAddr || info.control
-	if info.charset {
-		a.note("an encoded word in an unreadable charset")
+	name, _ = decodeHeader(name)
+	a.list = append(a.list, Address{Name: cleanString(name), Addr: cleanString(addr)})
+	if legacy {
+		a.legacy = append(a.legacy, a.list[len(a.list)-1])
 	}
-	a.list = append(a.list, Address{Name: decoded, Addr: addr})
 }
 
 // phrase gives the words of a display name, before decoding.

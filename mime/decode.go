@@ -23,7 +23,8 @@ var base64Value = func() (t [256]byte) {
 type base64State struct {
 	bits   uint32
 	n      int  // characters in bits
-	padded bool // padding was seen
+	pads   int  // padding characters since the last character
+	padded bool // a group was ended by padding
 	defect string
 }
 
@@ -33,14 +34,19 @@ func (d *base64State) append(dst, src []byte) []byte {
 		switch {
 		case v <= 63:
 			d.bits = d.bits<<6 | uint32(v)
+			d.pads = 0
 			if d.n++; d.n == 4 {
 				dst = append(dst, byte(d.bits>>16), byte(d.bits>>8), byte(d.bits))
 				d.bits, d.n = 0, 0
 			}
 		case c == '=':
-			d.padded = true
-			if d.n > 0 {
+			// Padding that does not fill its group is junk, as other readers have it.
+			if d.n < 2 {
+				continue
+			}
+			if d.pads++; d.n+d.pads == 4 {
 				dst = d.flush(dst)
+				d.padded = true
 			}
 		case c != '\r' && c != '\n' && c != ' ' && c != '\t':
 			d.defect = "octets outside the base64 alphabet"
@@ -59,7 +65,7 @@ func (d *base64State) flush(dst []byte) []byte {
 	case 3:
 		dst = append(dst, byte(d.bits>>10), byte(d.bits>>2))
 	}
-	d.bits, d.n = 0, 0
+	d.bits, d.n, d.pads = 0, 0, 0
 	return dst
 }
 

@@ -119,6 +119,12 @@ func (p *parser) headerLine(ln line, off int64) (done bool, err error) {
 		if kind == lineOther && h.lines == 0 && bytes.HasPrefix(ln.b, []byte(">From ")) {
 			kind = lineFrom // an mbox line quoted by a careless mailer
 		}
+		if kind == lineOther && h.lines > 0 && isLostFold(h.buf[h.last:], ln.b) {
+			// The line end and the white space of a fold have lost the white space: "Content-Type: multipart/mixed;"
+			// and then the boundary at the start of a line is what many PHP scripts write.
+			p.defect("header", "a folded line without its white space")
+			kind = lineContinuation
+		}
 		if kind == lineOther {
 			if h.lines > 0 || h.start > 0 || len(p.stack) > 1 {
 				p.defect("header", "no empty line between header and body")
@@ -201,6 +207,15 @@ func headerLineKind(b []byte) lineKind {
 	return lineOther
 }
 
+// isLostFold reports whether a line that is no field goes on with the parameters of the one before.
+func isLostFold(before, b []byte) bool {
+	if !bytes.HasSuffix(bytes.TrimRight(before, " \t\r\n"), []byte{';'}) {
+		return false
+	}
+	name, _, ok := bytes.Cut(b, []byte{'='})
+	return ok && isToken(string(name))
+}
+
 // hasField reports whether a block has at least one line that starts a field.
 func hasField(block []byte) bool {
 	for len(block) > 0 {
@@ -245,8 +260,12 @@ func (p *parser) fields(block []byte, top bool) Header {
 	for first := true; len(block) > 0; first = false {
 		n := lineLen(block)
 		kind := headerLineKind(block[:n])
-		for n < len(block) && (block[n] == ' ' || block[n] == '\t') {
-			n += lineLen(block[n:])
+		for last := 0; n < len(block); {
+			next := block[n : n+lineLen(block[n:])]
+			if next[0] != ' ' && next[0] != '\t' && (headerLineKind(next) != lineOther || !isLostFold(block[last:n], next)) {
+				break
+			}
+			last, n = n, n+len(next)
 		}
 		raw := block[:n:n]
 		block = block[n:]

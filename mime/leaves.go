@@ -203,7 +203,13 @@ func (p *parser) octets(e *Entity) io.Reader {
 // encoding gives the transfer encoding to decode, "" for none, and notes what it cannot decode.
 func (p *parser) encoding(e *Entity) string {
 	switch e.Encoding {
-	case "base64", "quoted-printable":
+	case "base64":
+		if strings.HasPrefix(e.Type, "text/") && p.looksPlain(e) {
+			p.defect("cte", "a %s that says base64 and is not", e.Type)
+			return ""
+		}
+		return e.Encoding
+	case "quoted-printable":
 		return e.Encoding
 	case "7bit", "8bit", "binary":
 		return ""
@@ -217,6 +223,20 @@ func (p *parser) encoding(e *Entity) string {
 	}
 	p.defect("cte", "unknown transfer encoding %q, taken as octets", cut(e.Encoding, 64))
 	return ""
+}
+
+// looksPlain reports whether a text that is said to be base64 is none: it has spaces between its words.
+func (p *parser) looksPlain(e *Entity) bool {
+	const sample, least = 4096, 100
+	b := make([]byte, min(e.End-e.BodyStart, sample))
+	n, _ := p.msg.src.ReadAt(b, e.BodyStart) // a read error shows when the body is read
+	blanks, all := 0, 0
+	for _, line := range bytes.Split(b[:n], []byte{'\n'}) {
+		line = bytes.TrimSpace(line)
+		blanks += bytes.Count(line, []byte{' '})
+		all += len(line)
+	}
+	return all >= least && blanks*12 > all
 }
 
 // decoded opens the content of a leaf without its transfer encoding.

@@ -38,9 +38,10 @@ type Message struct {
 	Defects     []Defect
 	Size        int64 // bytes of the source
 
-	src   io.ReaderAt
-	amp   *Attachment // the AMP part as a leaf, for WriteJSON, in front of Attachments[ampAt]
-	ampAt int
+	src      io.ReaderAt
+	comments map[Address]bool // addresses whose Name is a comment, which WriteJSON leaves out
+	amp      *Attachment      // the AMP part as a leaf, for WriteJSON, in front of Attachments[ampAt]
+	ampAt    int
 }
 
 // Source gives the exact bytes the message was parsed from.

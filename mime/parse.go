@@ -110,6 +110,7 @@ func (p *parser) scan() error {
 		if err != nil {
 			return err
 		}
+	again:
 		if !ln.cont && len(p.active) > 0 && len(ln.b) > 2 && ln.b[0] == '-' && ln.b[1] == '-' {
 			if i, end, ok := p.delimiter(ln); ok {
 				// A run of equal delimiters opens one part only, as in other readers.
@@ -140,6 +141,9 @@ func (p *parser) scan() error {
 			if done, err = p.headerLine(ln, off); err != nil {
 				return err
 			}
+			if !p.inHeader && !done {
+				goto again // the first line of the body: it can be a delimiter
+			}
 		}
 		if !p.inHeader && !done {
 			o := p.stack[len(p.stack)-1]
@@ -158,6 +162,9 @@ func (p *parser) scan() error {
 		if o := p.stack[i]; o.boundary != "" && !o.closed && len(o.ent.Children) > 0 {
 			p.defect("boundary", "no closing delimiter for a %s", o.ent.Type)
 		}
+	}
+	if top := len(p.stack) - 1; top > 0 && p.stack[top].boundary == "" {
+		p.closeFrom(top, off, eol) // as if the missing delimiter stood here
 	}
 	p.closeFrom(0, off, 0)
 	return nil
@@ -352,10 +359,13 @@ func (p *parser) topHeader(h Header) error {
 			if a.defect != "" {
 				p.defect("address", "%s: %s", list.name, a.defect)
 			}
-			if a.control {
-				p.defect("control", "control characters in %s", list.name)
-			}
 			all = append(all, a.list...)
+			for _, l := range a.legacy {
+				if m.comments == nil {
+					m.comments = make(map[Address]bool)
+				}
+				m.comments[l] = true
+			}
 		}
 		if list.to != nil {
 			*list.to = all

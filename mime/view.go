@@ -17,10 +17,10 @@ import (
 func (m *Message) WriteJSON(w io.Writer) error {
 	v := viewWriter{w: bufio.NewWriterSize(w, 32<<10)}
 	v.field("subject", optional(m.Subject, m.HasSubject))
-	v.field("from", addresses(m.From))
-	v.field("to", addresses(m.To))
-	v.field("cc", addresses(m.Cc))
-	v.field("reply_to", addresses(m.ReplyTo))
+	v.field("from", m.viewAddresses(m.From))
+	v.field("to", m.viewAddresses(m.To))
+	v.field("cc", m.viewAddresses(m.Cc))
+	v.field("reply_to", m.viewAddresses(m.ReplyTo))
 	var date *string
 	if !m.Date.IsZero() {
 		date = optional(m.Date.UTC().Format(time.RFC3339), true)
@@ -77,11 +77,16 @@ func optional(s string, present bool) *string {
 	return &s
 }
 
-func addresses(a []Address) []Address {
-	if a == nil {
-		return []Address{}
+// viewAddresses shows the strict reading of RFC 5322 3.4, in which a comment is not a name.
+func (m *Message) viewAddresses(list []Address) []Address {
+	out := make([]Address, len(list))
+	for i, a := range list {
+		if m.comments[a] {
+			a.Name = ""
+		}
+		out[i] = a
 	}
-	return a
+	return out
 }
 
 // viewWriter writes the members of one JSON object and keeps the first error.
