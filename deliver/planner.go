@@ -56,6 +56,8 @@ type PlannerConfig struct {
 	OnUnknown     string        // UnknownRetry ("" too) or UnknownHold
 	SoftBounce    bool          // nothing is refused or failed for good
 	KeepSubject   bool
+	// Dialects says, by listener, which header dialects are understood; a listener that is not named understands all.
+	Dialects map[string][]string
 }
 
 // Planner decides who receives a mail by which account, and says beforehand what would be lost. It is
@@ -75,6 +77,9 @@ func NewPlanner(c PlannerConfig) *Planner {
 	}
 	if c.OnUnknown == "" {
 		c.OnUnknown = UnknownRetry
+	}
+	if c.Routes == nil {
+		c.Routes = &route.Table{}
 	}
 	return &Planner{c: c}
 }
@@ -154,6 +159,7 @@ type Group struct {
 	Verdicts []Verdict    // of all accounts of the route, in its order
 	SendAt   time.Time    // asked for by the mail, zero if not
 	Refusal  *Refusal     // when Accounts is empty
+	hold     time.Time    // until when the mail waits here, as the first account does not schedule so far ahead
 }
 
 // Name is the route's name, "" without one.
@@ -169,7 +175,8 @@ type Verdict struct {
 	Account string
 	Calls   []*translate.Mail
 	Losses  []translate.Loss
-	Refusal *Refusal // why it is not used, nil when it is
+	Refusal *Refusal        // why it is not used, nil when it is
+	cannot  []envelope.Rcpt // whom the refusal is about, nil = all
 }
 
 // RcptRefusal is one recipient that is not served.
@@ -185,12 +192,16 @@ type RcptRefusal struct {
 func (p *Planner) Plan(req PlanRequest) (*Plan, error) {
 	plan, err := p.plan(req)
 	var r *Refusal
-	if p.c.SoftBounce && errors.As(err, &r) {
-		return plan, r.soft()
+	switch {
+	case p.c.SoftBounce && errors.As(err, &r):
+		return nil, r.soft()
+	case err != nil:
+		return nil, err
 	}
-	return plan, err
+	return plan, nil
 }
 
+// plan is Plan without soft_bounce; with an error it gives what is known of the mail, for Explain.
 func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 	msg, err := mime.Parse(req.Body, req.Size, p.c.Limits)
 	var le *mime.LimitError
@@ -203,6 +214,9 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 		return nil, fmt.Errorf("read mail: %w", err)
 	}
 	plan := &Plan{Message: msg}
+	if len(msg.From) > 0 {
+		plan.From = msg.From[0].Addr
+	}
 	env := req.Envelope
 	env.Rcpts = slices.Clone(env.Rcpts)
 	env.Size = req.Size
@@ -210,11 +224,8 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 	direct := len(req.Accounts) > 0
 	if !direct {
 		if err := checkFrom(msg); err != nil {
-			return nil, err
+			return plan, err
 		}
-	}
-	if len(msg.From) > 0 {
-		plan.From = msg.From[0].Addr
 	}
 	sender := plan.From
 	if sender == "" {
@@ -225,7 +236,7 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 		if env.AuthUser != "" {
 			who = fmt.Sprintf("user %q", env.AuthUser)
 		}
-		return nil, refuse(550, 5, 7, 1, "%s may not send as %s: send with another From address, or allow %s for it",
+		return plan, refuse(550, 5, 7, 1, "%s may not send as %s: send with another From address, or allow %s for it",
 			who, quoteAddr(sender), quoteDomain(sender))
 	}
 
@@ -236,7 +247,7 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 		}
 		plan.Groups = p.judge(env, msg, g, req.Accounts)
 	} else if err := p.routeAll(plan, &env, msg); err != nil {
-		return nil, err
+		return plan, err
 	}
 
 	plan.Mail = store.Mail{
@@ -257,7 +268,10 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 		plan.Jobs = append(plan.Jobs, p.newJob(g, env.Received))
 	}
 	if len(plan.Jobs) == 0 {
-		return nil, firstRefusal(plan.Refused)
+		return plan, firstRefusal(plan.Refused)
+	}
+	if p.c.SoftBounce && len(plan.Refused) > 0 {
+		return plan, firstRefusal(plan.Refused) // made temporary: nobody is dropped for good
 	}
 	slices.SortFunc(plan.Refused, func(a, b RcptRefusal) int { return a.N - b.N })
 	for _, r := range plan.Refused {
@@ -331,30 +345,33 @@ func (p *Planner) routeAll(plan *Plan, env *envelope.Envelope, msg *mime.Message
 	return nil
 }
 
-// judge asks every account of the group. Where recipients with 8-bit local parts would take the
-// first account from the others, they become a group of their own.
+// judge asks every account of the group. Recipients that an account cannot serve (8-bit local parts, say) become a
+// group of their own where they would take that account from the others.
 func (p *Planner) judge(env envelope.Envelope, msg *mime.Message, g Group, accounts []string) []Group {
 	p.judgeOne(env, msg, &g, accounts)
-	if len(g.Accounts) > 0 && g.Accounts[0] == accounts[0] || len(g.Rcpts) < 2 {
+	if len(accounts) == 0 || len(g.Accounts) > 0 && g.Accounts[0] == accounts[0] {
 		return []Group{g}
 	}
-	plain, wide := Group{Route: g.Route}, Group{Route: g.Route}
-	for _, n := range g.Rcpts {
-		if local, _ := envelope.Split(env.Rcpts[n].Addr); envelope.IsASCII(local) {
-			plain.Rcpts = append(plain.Rcpts, n)
-		} else {
-			wide.Rcpts = append(wide.Rcpts, n)
+	for _, v := range g.Verdicts {
+		if v.Refusal == nil {
+			break
+		}
+		if len(v.cannot) == 0 || len(v.cannot) >= len(g.Rcpts) {
+			continue
+		}
+		with, without := Group{Route: g.Route}, Group{Route: g.Route}
+		for _, n := range g.Rcpts {
+			if slices.ContainsFunc(v.cannot, func(r envelope.Rcpt) bool { return r.Addr == env.Rcpts[n].Addr }) {
+				without.Rcpts = append(without.Rcpts, n)
+			} else {
+				with.Rcpts = append(with.Rcpts, n)
+			}
+		}
+		if len(with.Rcpts) > 0 && len(without.Rcpts) > 0 {
+			return append(p.judge(env, msg, with, accounts), p.judge(env, msg, without, accounts)...)
 		}
 	}
-	if len(plain.Rcpts) == 0 || len(wide.Rcpts) == 0 {
-		return []Group{g}
-	}
-	p.judgeOne(env, msg, &plain, accounts)
-	p.judgeOne(env, msg, &wide, accounts)
-	if len(plain.Accounts) == 0 && len(wide.Accounts) == 0 {
-		return []Group{g}
-	}
-	return []Group{plain, wide}
+	return []Group{g}
 }
 
 func (p *Planner) judgeOne(env envelope.Envelope, msg *mime.Message, g *Group, accounts []string) {
@@ -377,6 +394,9 @@ func (p *Planner) judgeOne(env envelope.Envelope, msg *mime.Message, g *Group, a
 			if m.Options.SendAt.After(g.SendAt) {
 				g.SendAt = m.Options.SendAt
 			}
+			if hold := m.HoldUntil(); len(g.Accounts) == 1 && hold.After(g.hold) {
+				g.hold = hold
+			}
 		}
 	}
 	if len(g.Accounts) > 0 {
@@ -395,10 +415,14 @@ func (p *Planner) verdict(env envelope.Envelope, msg *mime.Message, rt *route.Ro
 	}
 	var err error
 	v.Calls, v.Losses, err = translate.Apply(translate.Request{
-		Envelope: env, Rcpts: rcpts, Message: msg, Caps: a.Provider.Capabilities(), Settings: p.settings(rt, a, false),
+		Envelope: env, Rcpts: rcpts, Message: msg, Caps: a.Provider.Capabilities(), Settings: p.settings(env, rt, a, false),
 	})
 	if err != nil {
 		v.Refusal = refusalOf(name, err)
+		var te *translate.RefusalError
+		if errors.As(err, &te) {
+			v.cannot = te.Rcpts
+		}
 		return v
 	}
 	onLoss := route.LossSend
@@ -418,8 +442,14 @@ func (p *Planner) verdict(env envelope.Envelope, msg *mime.Message, rt *route.Ro
 }
 
 // settings are the account's, with what the route and the job add.
-func (p *Planner) settings(rt *route.Route, a *Account, split bool) translate.Settings {
+func (p *Planner) settings(env envelope.Envelope, rt *route.Route, a *Account, split bool) translate.Settings {
 	s := a.Settings
+	if s.Provider == "" {
+		s.Provider = a.Info.Name
+	}
+	if d, ok := p.c.Dialects[env.Listener]; ok {
+		s.Dialects = d
+	}
 	s.Split = s.Split || split || a.SplitAlways
 	if rt != nil && rt.ForceFrom != "" {
 		s.ForceFrom = rt.ForceFrom
@@ -447,10 +477,8 @@ func (p *Planner) newJob(g *Group, now time.Time) store.NewJob {
 	}
 	j := store.NewJob{Route: g.Name(), Accounts: g.Accounts, Rcpts: g.Rcpts, NextAt: now, Expires: now.Add(expire)}
 	if g.SendAt.After(now) {
-		// What the ESP cannot schedule so far ahead waits here.
-		horizon := p.c.Accounts[g.Accounts[0]].Provider.Capabilities().SendAt
-		if hold := g.SendAt.Add(-horizon); hold.After(now) {
-			j.NextAt = hold
+		if g.hold.After(now) {
+			j.NextAt = g.hold
 		}
 		j.Expires = g.SendAt.Add(expire)
 	}
