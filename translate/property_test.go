@@ -1,10 +1,13 @@
 package translate
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net/mail"
 	"slices"
+	"strings"
 	"testing"
 
 	"smtpbridge/envelope"
@@ -226,4 +229,73 @@ func checkPlan(r Request, mails []*Mail, losses []Loss) string {
 		return "the returned losses are not the union"
 	}
 	return ""
+}
+
+// TestWrittenRecipients reads the header an ESP would deliver by, as an ESP would.
+func TestWrittenRecipients(t *testing.T) {
+	names := []string{"", "Ann", `"Doe, J <x@evil.example>"`, "=?utf-8?q?=C3=A4_=3Cy=40evil=2Eexample=3E?=", "(z@evil.example)"}
+	for seed := range uint64(3000) {
+		w := world{rand.New(rand.NewPCG(seed, 8))}
+		r := w.request()
+		var b strings.Builder
+		b.WriteString("From: from@example.org\r\nSubject: s\r\nBCC : hidden@evil.example\r\n")
+		for _, l := range []struct {
+			name string
+			list []mime.Address
+		}{{"To", r.Message.To}, {"Cc", r.Message.Cc}, {"To", w.list(12)}} {
+			if len(l.list) == 0 || l.name == "To" && strings.Contains(b.String(), "\nTo") && w.IntN(8) > 0 {
+				continue
+			}
+			var parts []string
+			for _, a := range l.list {
+				parts = append(parts, names[w.IntN(len(names))]+" <"+a.Addr+">")
+			}
+			fmt.Fprintf(&b, "%s: %s\r\n", l.name, strings.Join(parts, ",\r\n "))
+		}
+		b.WriteString("Resent-To: resent@evil.example\r\n\r\nbody\r\n")
+		r.Message = parse(t, []byte(b.String()))
+		r.Caps.Raw, r.Caps.JSON, r.Caps.RawString = RawBccHeader, false, w.flag()
+		mails, losses, err := Apply(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if msg := checkPlan(r, mails, losses); msg != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, msg, b.String())
+		}
+		for i, m := range mails {
+			body, err := m.Raw()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := readBody(t, body)
+			parsed, err := mail.ReadMessage(bytes.NewReader(out))
+			if err != nil {
+				t.Fatalf("seed %d: %v\n%s", seed, err, out)
+			}
+			var got, want []string
+			for _, h := range []string{"To", "Cc", "Bcc", "Resent-To"} {
+				if len(parsed.Header[h]) > 1 {
+					t.Fatalf("seed %d: several %s fields\n%s", seed, h, out)
+				}
+				if parsed.Header.Get(h) == "" {
+					continue
+				}
+				list, err := parsed.Header.AddressList(h)
+				if err != nil {
+					t.Fatalf("seed %d: %s: %v\n%s", seed, h, err, out)
+				}
+				for _, a := range list {
+					got = append(got, strings.TrimSuffix(envelope.Fold(a.Address), "."))
+				}
+			}
+			for _, x := range m.Rcpts {
+				want = append(want, envelope.Fold(x.Addr))
+			}
+			slices.Sort(got)
+			slices.Sort(want)
+			if !slices.Equal(got, want) {
+				t.Fatalf("seed %d call %d: an ESP would deliver to %q, want %q\n%s", seed, i, got, want, out)
+			}
+		}
+	}
 }

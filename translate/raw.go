@@ -194,7 +194,7 @@ func (e *editor) readBlock(start, bodyStart int64) (block, error) {
 		} else {
 			f := rawField{off: start + int64(pos), end: start + int64(pos+n), bytes: line}
 			if name, _, ok := bytes.Cut(line, []byte(":")); ok {
-				if s := strings.TrimRight(string(name), " \t"); validName(s) {
+				if s := strings.Trim(string(name), " \t"); validName(s) {
 					f.name = strings.ToLower(s)
 				}
 			}
@@ -248,8 +248,8 @@ func (e *editor) header(add []HeaderField) error {
 		var instead []byte
 		gone := false
 		switch {
-		case i == 0 && bytes.HasPrefix(f.bytes, []byte("From ")) && f.name != "from":
-			gone = true // mbox separator line: no header field, and a strict reader would end the header here
+		case f.name == "" && bytes.HasPrefix(bytes.TrimPrefix(f.bytes, []byte(">")), []byte("From ")):
+			gone = true // mbox line: no header field, and a strict reader would end the header here
 		case f.name == "bcc" || f.name == "resent-bcc" || f.name == "return-path" || isDialect(f.name):
 			gone = true
 		case f.name == "received":
@@ -308,14 +308,14 @@ func (e *editor) header(add []HeaderField) error {
 	for _, f := range add {
 		extra = append(extra, textField(f.Name, f.Value, eol)...)
 	}
-	if len(extra) > 0 {
-		if n := len(b.fields); n > 0 && !endsLine(b.fields[n-1].bytes) {
-			e.write([]byte(eol))
-		}
-		e.write(extra)
-		if !b.empty {
-			e.write([]byte(eol)) // a mail without a header, or without a body
-		}
+	if n := len(b.fields); len(extra) > 0 && n > 0 && !endsLine(b.fields[n-1].bytes) {
+		e.write([]byte(eol))
+	}
+	e.write(extra)
+	if !b.empty && (len(extra) > 0 || bodyStart < e.size) {
+		// The header ended at a line that is no field. A reader who skips such a line would go on and find
+		// fields, a Bcc or further recipients, in what is the body for us.
+		e.write([]byte(eol))
 	}
 	return nil
 }
@@ -426,9 +426,10 @@ func addressField(name string, list []mime.Address, eol string) []byte {
 	return fold(name+": "+strings.Join(parts, ", "), eol)
 }
 
-// formatAddress writes one mailbox (RFC 5322 3.4). A domain with non-ASCII characters goes as A-labels.
+// formatAddress writes one mailbox (RFC 5322 3.4). A domain with non-ASCII characters goes as A-labels, and without the
+// final dot that SMTP clients may write but a header may not have.
 func formatAddress(a mime.Address) string {
-	addr := clean(a.Addr)
+	addr := strings.TrimSuffix(clean(a.Addr), ".")
 	if local, domain := envelope.Split(addr); !envelope.IsASCII(domain) {
 		if d, err := idna.Lookup.ToASCII(domain); err == nil {
 			addr = local + "@" + d

@@ -45,10 +45,19 @@ func minus(src []byte, bodyStart int64, gone func(name string) bool) []byte {
 		if line[0] != ' ' && line[0] != '\t' {
 			name, _, _ := strings.Cut(string(line), ":")
 			skip = strings.Contains(string(line), ":") && gone(strings.ToLower(strings.TrimRight(name, " \t"))) ||
-				len(out) == 0 && !skip && strings.HasPrefix(string(line), "From ") && !strings.HasPrefix(strings.TrimLeft(string(line[5:]), " "), ":")
+				len(out) == 0 && !skip && strings.HasPrefix(strings.TrimPrefix(string(line), ">"), "From ") && !strings.HasPrefix(strings.TrimLeft(string(line[5:]), " "), ":")
 		}
 		if !skip {
 			out = append(out, line...)
+		}
+	}
+	if !bytes.HasSuffix(head, []byte("\n\r\n")) && !bytes.HasSuffix(head, []byte("\n\n")) &&
+		string(head) != "\r\n" && string(head) != "\n" && len(body) > 0 {
+		// No empty line: one keeps the body a body.
+		if first, _, _ := bytes.Cut(head, []byte("\n")); len(head) > 0 && !bytes.HasSuffix(first, []byte("\r")) {
+			out = append(out, '\n')
+		} else {
+			out = append(out, "\r\n"...)
 		}
 	}
 	return append(out, body...)
@@ -194,6 +203,9 @@ func TestRawHeaderEdges(t *testing.T) {
 		{name: "mbox line", in: "From a@example.com Mon Jan  1 00:00:00 2026\r\nSubject: s\r\n\r\nb", want: "Subject: s\r\n\r\nb"},
 		{name: "trace kept", in: "Received: x\r\nReturn-Path: <a@b>\r\n\r\nb", edit: func(r *Request) { r.Settings.KeepReceived = true }, want: "Received: x\r\n\r\nb"},
 		{name: "Bcc in the body stays", in: "Subject: s\r\n\r\nBcc: x\r\n", want: "Subject: s\r\n\r\nBcc: x\r\n"},
+		{name: "header ended by a line that is no field", in: "Subject: s\r\njunk\r\nBcc: x@example.com\r\n\r\nb", want: "Subject: s\r\n\r\njunk\r\nBcc: x@example.com\r\n\r\nb"},
+		{name: "no header", in: "junk\r\nTo: x@example.com\r\n", want: "\r\njunk\r\nTo: x@example.com\r\n"},
+		{name: "quoted mbox line", in: ">From a@example.com Mon Jan\r\nSubject: s\r\n\r\nb", want: "Subject: s\r\n\r\nb"},
 		{name: "empty mail", in: "", want: ""},
 		{name: "added to an empty mail", in: "", add: []HeaderField{{"X-MC-Tags", "a"}}, want: "X-MC-Tags: a\r\n\r\n"},
 		{name: "added", in: "Subject: s\r\n\r\nb", add: []HeaderField{{"X-A", "1\r\nBcc: e@e"}, {"X-B", "ä"}}, want: "Subject: s\r\nX-A: 1  Bcc: e@e\r\nX-B: =?utf-8?b?w6Q=?=\r\n\r\nb"},
@@ -278,4 +290,53 @@ func TestFieldWriting(t *testing.T) {
 	if len(m.To) != 2 || m.To[0].Name != long || m.To[0].Addr != "a@xn--bcher-kva.example" || m.To[1].Name != `Doe, "J" \` {
 		t.Errorf("to %+v", m.To)
 	}
+}
+
+func FuzzRaw(f *testing.F) {
+	for _, name := range corpus(f) {
+		if src, err := os.ReadFile(name); err == nil && len(src) < 8<<10 {
+			f.Add(src)
+		}
+	}
+	f.Add([]byte("To: a@b\r\njunk\r\nBcc: x@y\r\n\r\n\xff"))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		m, err := mime.Parse(bytes.NewReader(src), int64(len(src)), mime.Limits{})
+		if err != nil {
+			return
+		}
+		for _, c := range []Capabilities{
+			{Raw: RawEnvelope, AnyFrom: true},
+			{Raw: RawEnvelope, AnyFrom: true, RawString: true},
+			{Raw: RawBccHeader, AnyFrom: true, RawString: true, UTF8Local: true},
+		} {
+			r := request(m, c, "a@example.com", "b@example.com")
+			mails, _, err := Apply(r)
+			if err != nil {
+				continue // refused, with a reason
+			}
+			for _, mail := range mails {
+				body, err := mail.RawWith(HeaderField{"X-Added", "ä"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				out := readBody(t, body)
+				if c.RawString && !utf8.Valid(out) {
+					t.Fatalf("not valid UTF-8: %q", out)
+				}
+				head := out
+				if i := bytes.Index(out, []byte("X-Added: ")); i >= 0 {
+					head = out[:i]
+				} else {
+					t.Fatalf("added field missing: %q", out)
+				}
+				for _, line := range bytes.FieldsFunc(head, func(r rune) bool { return r == '\n' || r == '\r' }) {
+					name, _, ok := bytes.Cut(line, []byte(":"))
+					s := strings.ToLower(strings.TrimRight(string(name), " \t"))
+					if ok && goneByRule(s) && (s != "bcc" || c.Raw != RawBccHeader) {
+						t.Fatalf("field %q left the bridge: %q", s, out)
+					}
+				}
+			}
+		}
+	})
 }
