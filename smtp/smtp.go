@@ -113,7 +113,8 @@ type Listener struct {
 	MaxRecipients       int   // default 1000
 	MaxConnections      int   // default 500
 	MaxConnectionsPerIP int   // default 50; an IPv6 peer counts by its /64
-	MaxLine             int   // of a command, default 4096; body lines have no limit of their own
+	MaxLine             int64 // of the body, default: MaxMessageSize
+	MaxCommand          int   // a command line, default 4096, at most 12288 (always allowed for AUTH, RFC 4954 4)
 	MaxErrors           int   // wrong commands per session, default 10
 	MinRate             int64 // bytes per second of a message, averaged over 60 s of reading; default 500, negative: no limit
 
@@ -234,7 +235,8 @@ func (l *Listener) normalise(users int) error {
 	orDefault(&l.MaxRecipients, 1000)
 	orDefault(&l.MaxConnections, 500)
 	orDefault(&l.MaxConnectionsPerIP, 50)
-	orDefault(&l.MaxLine, 4096)
+	orDefault(&l.MaxLine, l.MaxMessageSize)
+	orDefault(&l.MaxCommand, 4096)
 	orDefault(&l.MaxErrors, 10)
 	orDefault(&l.MinRate, 500)
 	orDefault(&l.IdleTimeout, 5*time.Minute)
@@ -271,8 +273,12 @@ func (l *Listener) normalise(users int) error {
 		fail("unknown bare_newlines %q", l.BareNewlines)
 	}
 	// RFC 5321 4.5.3.1.4: a command line has 512 octets; parameters of extensions add to it.
-	if l.MaxLine < 512 {
-		fail("a command line needs at least 512 bytes")
+	if l.MaxCommand < 512 || l.MaxCommand > maxAuthLine {
+		fail("a command line needs between 512 and %d bytes", maxAuthLine)
+	}
+	// RFC 5321 4.5.3.1.6: a text line has up to 1000 octets.
+	if l.MaxLine < 1000 {
+		fail("a body line needs at least 1000 bytes")
 	}
 	if l.MaxMessageSize < 0 || l.MaxMessageSize > maxMessage {
 		fail("the message size limit must be between 1 byte and 2 GiB")
@@ -284,6 +290,21 @@ func (l *Listener) normalise(users int) error {
 	if l.AppendDomain != "" {
 		if err := envelope.ValidateAddr("x@" + l.AppendDomain); err != nil {
 			fail("append_domain %q: %w", l.AppendDomain, err)
+		}
+	}
+	for name, to := range l.Aliases {
+		if len(to) == 0 {
+			fail("alias %q leads nowhere", name)
+		}
+		for _, a := range to {
+			if isBare(a) {
+				if _, ok := l.Aliases[a]; ok || l.AppendDomain != "" {
+					continue
+				}
+			}
+			if err := envelope.ValidateAddr(a); err != nil {
+				fail("alias %q: %q: %w", name, a, err)
+			}
 		}
 	}
 	return errors.Join(errs...)
