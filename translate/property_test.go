@@ -75,7 +75,7 @@ func (w world) request() Request {
 }
 
 func TestApplyProperties(t *testing.T) {
-	const rounds = 30000
+	const rounds = 12000
 	for seed := range uint64(rounds) {
 		w := world{rand.New(rand.NewPCG(seed, 7))}
 		r := w.request()
