@@ -10,6 +10,7 @@ import (
 	"encoding/base32"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -39,6 +40,15 @@ const (
 	InboundFailed Kind = "inbound_failed" // the ESP could not hand us a received mail
 	Unknown       Kind = "unknown"        // a native event we have no word for; the raw request is kept
 )
+
+// Kinds lists the vocabulary.
+var Kinds = []Kind{
+	Queued, Sent, Rejected, Failed, Bounced, Deferred, Delivered, Autoresponded, Opened, Clicked,
+	Complained, Unsubscribed, Subscribed, Inbound, InboundFailed, Unknown,
+}
+
+// Known reports whether k is a word of the vocabulary.
+func (k Kind) Known() bool { return slices.Contains(Kinds, k) }
 
 // Engagement reports whether the kind is about a reader's act, not about delivery.
 // Such events carry no action and no status.

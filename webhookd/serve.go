@@ -229,6 +229,18 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 		h.seldom(s, a, slog.LevelWarn, logLimit, "limit", "requests at once", "max", cap(slots))
 		return plain(http.StatusServiceUnavailable).with("Retry-After", "5")
 	}
+	// Bodies of the usual size are bounded by the number of requests; those who announce a large one share a
+	// budget of their own, so that they cannot keep the others out.
+	if need := r.ContentLength; limit > defaultBody && (need < 0 || need > defaultBody) && need <= limit {
+		if need < 0 {
+			need = limit
+		}
+		defer h.large.Add(-need)
+		if h.large.Add(need) > max(s.MaxLargeBodies, limit) {
+			h.seldom(s, a, slog.LevelWarn, logLimit, "limit", "large bodies at once", "max", s.MaxLargeBodies)
+			return plain(http.StatusServiceUnavailable).with("Retry-After", "5")
+		}
+	}
 	body, ans, ok := h.readBody(s, w, r, a, limit)
 	if !ok {
 		return ans

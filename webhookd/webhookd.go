@@ -68,6 +68,7 @@ type Config struct {
 	// TrustedProxies are the networks whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
 	MaxConcurrent  int           // requests at once, default 128
+	MaxLargeBodies int64         // bytes of all bodies above 1 MiB at once, default 128 MiB
 	MaxInboundBody int64         // bytes of an inbound post, default 35 MiB
 	MaxInbound     int           // inbound posts at once, default 4
 	BodyTimeout    time.Duration // for the whole body of a webhook, default 30 s
@@ -158,6 +159,8 @@ type state struct {
 type Handler struct {
 	state atomic.Pointer[state]
 
+	large atomic.Int64 // bytes of bodies above defaultBody in work
+
 	mu     sync.Mutex
 	health map[string]*health // by account, outlives a reload
 	logged map[string]logTime // see seldom
@@ -181,6 +184,7 @@ func (h *Handler) Reload(c Config) error {
 	def(&c.MaxConcurrent, 128)
 	def(&c.MaxInbound, 4)
 	def(&c.MaxInboundBody, defaultInboundBody)
+	def(&c.MaxLargeBodies, 128<<20)
 	def(&c.BodyTimeout, 30*time.Second)
 	def(&c.StoreTimeout, 30*time.Second)
 	if c.Log == nil {
