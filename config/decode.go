@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"sort"
 	"strings"
+	"time"
 )
 
 // decoder fills structs from the tables of a parsed TOML file. Unlike a plain decode it does not
@@ -73,6 +74,10 @@ func (d *decoder) value(path string, v any, dst reflect.Value) {
 		}
 		return
 	}
+	if dst.Type() == reflect.TypeFor[time.Duration]() {
+		d.duration(path, v, dst)
+		return
+	}
 	switch dst.Kind() {
 	case reflect.Pointer:
 		p := reflect.New(dst.Type().Elem())
@@ -125,6 +130,21 @@ func (d *decoder) value(path string, v any, dst reflect.Value) {
 	default:
 		panic("config: no decoding for " + dst.Type().String())
 	}
+}
+
+// duration fills a time.Duration, which a provider's settings use: they know no Duration of ours.
+func (d *decoder) duration(path string, v any, dst reflect.Value) {
+	s, ok := v.(string)
+	if !ok {
+		d.problems.add(path, "must be a duration in quotes, such as \"30s\", not %s", typeName(v))
+		return
+	}
+	n, err := ParseDuration(s)
+	if err != nil {
+		d.problems.add(path, "%v", err)
+		return
+	}
+	dst.SetInt(int64(n))
 }
 
 func (d *decoder) slice(path string, v any, dst reflect.Value) {

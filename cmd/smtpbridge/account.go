@@ -20,11 +20,11 @@ func accountList() *cobra.Command {
 	file := configFlag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		api, done, err := operator(c.Context(), *file)
+		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer api.close()
 		accounts, err := api.Accounts(c.Context())
 		if err != nil {
 			return err
@@ -57,11 +57,11 @@ func accountSet(use, short string, pause bool) *cobra.Command {
 		c.Flags().StringVar(&reason, "reason", "", "shown with the account and in the log")
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
-		api, done, err := operator(c.Context(), *file)
+		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer api.close()
 		if err := api.SetAccount(c.Context(), args[0], pause, reason); err != nil {
 			return err
 		}

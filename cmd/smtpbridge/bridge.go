@@ -255,7 +255,7 @@ func (b *Bridge) housekeeping(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-release.C:
-			if err := b.store.ReleaseWithheld(ctx); err != nil && ctx.Err() == nil {
+			if _, err := b.store.ReleaseWithheld(ctx); err != nil && ctx.Err() == nil {
 				b.log.Error("release withheld events", "err", err)
 			}
 		case <-purge.C:
@@ -415,7 +415,7 @@ func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
 		c.Sinks = append(c.Sinks, f)
 	}
 	for i, f := range cfg.Events.Forward {
-		s, err := sink.NewForward(sink.ForwardConfig{URL: f.URL, Secrets: []secret.String{f.Key}, AllowLocal: f.AllowLocal})
+		s, err := sink.NewForward(sink.ForwardConfig{URL: f.URL, Secrets: []secret.String{f.Key}, AllowLocal: f.AllowLocal, Log: b.log})
 		if err != nil {
 			return nil, fmt.Errorf("events.forward[%d]: %w", i, err)
 		}

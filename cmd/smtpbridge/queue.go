@@ -15,30 +15,36 @@ import (
 
 	"smtpbridge/admin"
 	"smtpbridge/config"
-	"smtpbridge/event"
+	"smtpbridge/dsn"
 	"smtpbridge/providers/all"
 	"smtpbridge/store"
 )
 
-// operator opens the admin API: the running bridge, or its store read-only when none runs.
-func operator(ctx context.Context, configFile string) (admin.API, func(), error) {
+// console is the admin API for one command: the running bridge, or its store read-only when none runs.
+type console struct {
+	admin.API
+	cfg   *config.Config
+	close func()
+}
+
+func operator(ctx context.Context, configFile string) (*console, error) {
 	cfg, err := config.Load(configFile, all.Registry().Names())
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	client, dialErr := admin.Dial(ctx, cfg.Admin.Socket)
 	if dialErr == nil {
-		return client, func() {}, nil
+		return &console{client, cfg, func() {}}, nil
 	}
 	if errors.Is(dialErr, os.ErrPermission) {
-		return nil, nil, fmt.Errorf("the admin socket %s may not be opened by this user: %w", cfg.Admin.Socket, dialErr)
+		return nil, fmt.Errorf("the admin socket %s may not be opened by this user: %w", cfg.Admin.Socket, dialErr)
 	}
 	st, err := store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, ReadOnly: true})
 	if err != nil {
-		return nil, nil, fmt.Errorf("no bridge answers at %s, and its store cannot be opened: %w", cfg.Admin.Socket, err)
+		return nil, fmt.Errorf("no bridge answers at %s, and its store cannot be opened: %w", cfg.Admin.Socket, err)
 	}
 	fmt.Fprintln(os.Stderr, "note: no bridge is running; this is what its store says")
-	return &admin.Service{Store: st, Version: buildVersion(), Now: time.Now}, func() { st.Close() }, nil
+	return &console{&admin.Service{Store: st, Version: buildVersion(), Now: time.Now}, cfg, func() { st.Close() }}, nil
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -71,11 +77,11 @@ func queueList() *cobra.Command {
 	c.Flags().IntVar(&q.Limit, "limit", 100, "at most so many")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		api, done, err := operator(c.Context(), *file)
+		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer api.close()
 		mails, err := api.Queue(c.Context(), q)
 		if err != nil {
 			return err
@@ -107,11 +113,11 @@ func queueShow() *cobra.Command {
 	file := configFlag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		api, done, err := operator(c.Context(), *file)
+		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer api.close()
 		d, err := api.Mail(c.Context(), args[0])
 		if err != nil {
 			return err
@@ -139,11 +145,11 @@ func queueAct(action admin.Action, use, short, done string) *cobra.Command {
 		if (len(args) == 0) != everything {
 			return &exitError{2, fmt.Errorf("give the ids of mails, or --all where there is one\nsee: %s --help", c.CommandPath())}
 		}
-		api, closeAPI, err := operator(c.Context(), *file)
+		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
 		}
-		defer closeAPI()
+		defer api.close()
 		if everything {
 			if args, err = allOf(c.Context(), api, action); err != nil {
 				return err
@@ -193,11 +199,11 @@ func traceCommand() *cobra.Command {
 	file := configFlag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		api, done, err := operator(c.Context(), *file)
+		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
 		}
-		defer done()
+		defer api.close()
 		mails, err := api.Trace(c.Context(), args[0])
 		if err != nil {
 			return err
@@ -288,24 +294,9 @@ func printDetail(out io.Writer, d *admin.Detail) error {
 		fmt.Fprintf(w, "Call\t%s\n", line)
 	}
 	for _, e := range d.Events {
-		fmt.Fprintf(w, "Event\t%s\n", eventLine(e))
+		fmt.Fprintf(w, "Event\t%s", dsn.AppendText(nil, e))
 	}
 	return w.Flush()
-}
-
-func eventLine(e event.Event) string {
-	parts := []string{e.Time.Local().Format(time.DateTime), "", string(e.Kind)}
-	for _, s := range []string{e.Recipient, e.Account, e.Status, e.Diagnostic} {
-		if s != "" {
-			parts = append(parts, s)
-		}
-	}
-	for _, l := range e.Losses {
-		if l.Severity != "info" {
-			parts = append(parts, fmt.Sprintf("[lost: %s]", l.Field))
-		}
-	}
-	return strings.Join(parts, " ")
 }
 
 func sender(from string) string {

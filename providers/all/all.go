@@ -1,0 +1,20 @@
+// Package all lists the providers the bridge is built with: one line each.
+package all
+
+import (
+	"smtpbridge/providers"
+	"smtpbridge/providers/lmtp"
+	"smtpbridge/providers/maildir"
+	"smtpbridge/providers/sandbox"
+	"smtpbridge/providers/smtp"
+)
+
+// Registry gives all providers, by name.
+func Registry() providers.Registry {
+	return providers.Registry{
+		lmtp.Info,
+		maildir.Info,
+		sandbox.Info,
+		smtp.Info,
+	}
+}
