@@ -1004,9 +1004,11 @@ func TestCase034_Pipelining(t *testing.T) {
 func TestCase035_Panic(t *testing.T) {
 	boom := func() { panic("boom") }
 	for name, set := range map[string]func(*fixture){
-		"begin":  func(f *fixture) { f.intake.begin = func() error { boom(); return nil } },
-		"write":  func(f *fixture) { f.intake.write = func([]byte) error { boom(); return nil } },
-		"commit": func(f *fixture) { f.intake.commit = func(context.Context, envelope.Envelope) error { boom(); return nil } },
+		"begin": func(f *fixture) { f.intake.begin = func() error { boom(); return nil } },
+		"write": func(f *fixture) { f.intake.write = func([]byte) error { boom(); return nil } },
+		"commit": func(f *fixture) {
+			f.intake.commit = func(context.Context, envelope.Envelope) error { boom(); return nil }
+		},
 	} {
 		for _, how := range []string{"DATA", "BDAT"} {
 			t.Run(name+" "+how, func(t *testing.T) {

@@ -889,6 +889,11 @@ func (g *gate) replied(line string) {
 		rest = "2.0.0 Chunk taken"
 	case verb == "BDAT":
 		g.clearMail()
+		if code == "552" && strings.HasPrefix(rest, "5.3.4 Max") { // go-smtp's; the session logs its own
+			g.log.Info(logReject, "reason", reasonSize)
+			g.refused(reasonSize)
+			rest = fmt.Sprintf("5.3.4 Message is larger than the limit of %d bytes", g.l.MaxMessageSize)
+		}
 	case verb == "AUTH" && code == "334":
 		g.mode = modeSASL
 	case verb == "AUTH" && code == "235":
@@ -1088,6 +1093,7 @@ func (g *gate) serve() {
 		srv.Domain = g.gen.cfg.Hostname
 		srv.LMTP = g.l.LMTP
 		srv.MaxRecipients = g.l.MaxRecipients
+		srv.MaxMessageBytes = g.l.MaxMessageSize // for BDAT, before the chunk is read
 		srv.MaxLineLength = 0
 		srv.AllowInsecureAuth = true // the gate knows whether AUTH is allowed; go-smtp never sees TLS
 		srv.EnableSMTPUTF8 = true

@@ -26,14 +26,13 @@ import (
 
 // fakeIntake keeps what was committed.
 type fakeIntake struct {
-	mu       sync.Mutex
-	mails    []mail
-	open     int // transactions begun and not ended
-	begun    int
-	begin    func() error
-	write    func([]byte) error
-	commit   func(ctx context.Context, e envelope.Envelope) error
-	commited chan struct{}
+	mu     sync.Mutex
+	mails  []mail
+	open   int // transactions begun and not ended
+	begun  int
+	begin  func() error
+	write  func([]byte) error
+	commit func(ctx context.Context, e envelope.Envelope) error
 }
 
 type mail struct {
