@@ -16,7 +16,6 @@ import (
 
 	"smtpbridge/envelope"
 	"smtpbridge/event"
-	"smtpbridge/mime"
 	"smtpbridge/providers"
 	"smtpbridge/route"
 	"smtpbridge/store"
@@ -396,5 +395,3 @@ func (q *faultyQueue) set(f func(st store.Settlement) error) {
 }
 
 var errDisk = errors.New("disk full")
-
-var _ = mime.Limits{}

@@ -122,7 +122,7 @@ func (p *Planner) planAgain(d *store.Detail, msg *mime.Message, now time.Time) (
 	env := d.Mail.Envelope
 	busy := map[int]bool{}
 	for _, c := range d.Calls {
-		if c.State == store.CallOpen || c.State == store.CallAmbiguous || c.State == store.CallRetry {
+		if c.State == store.CallOpen || c.State == store.CallAmbiguous { // the store voids what was surely not accepted
 			for _, n := range c.Rcpts {
 				busy[n] = true
 			}
