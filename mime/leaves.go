@@ -191,13 +191,9 @@ func fileName(s string) string {
 	return s
 }
 
-// octets gives the body of a leaf as in the source, with CRLF line ends.
+// octets gives the body of a leaf as in the source.
 func (p *parser) octets(e *Entity) io.Reader {
-	r := io.Reader(io.NewSectionReader(p.msg.src, e.BodyStart, e.End-e.BodyStart))
-	if e.bareLF {
-		r = transform.NewReader(r, &toCRLF{})
-	}
-	return r
+	return io.NewSectionReader(p.msg.src, e.BodyStart, e.End-e.BodyStart)
 }
 
 // encoding gives the transfer encoding to decode, "" for none, and notes what it cannot decode.
@@ -239,9 +235,13 @@ func (p *parser) looksPlain(e *Entity) bool {
 	return all >= least && blanks*12 > all
 }
 
-// decoded opens the content of a leaf without its transfer encoding.
-func (p *parser) decoded(e *Entity, encoding string) (io.Reader, *decoder) {
+// decoded opens the content of a leaf without its transfer encoding. With crlf its lines end in
+// CRLF, as they arrive by SMTP, also when the source has LF.
+func (p *parser) decoded(e *Entity, encoding string, crlf bool) (io.Reader, *decoder) {
 	src := p.octets(e)
+	if crlf && e.bareLF && encoding != "base64" {
+		src = transform.NewReader(src, &toCRLF{})
+	}
 	if d := newDecoder(encoding, src, e.End-e.BodyStart); d != nil {
 		return d, d
 	}
@@ -253,14 +253,14 @@ func (p *parser) measure(a *Attachment) error {
 	e := a.Entity
 	enc := p.encoding(e)
 	a.open = func() io.ReadCloser {
-		r, _ := p.decoded(e, enc)
+		r, _ := p.decoded(e, enc, true)
 		return io.NopCloser(r)
 	}
 	if enc == "" && !e.bareLF {
 		a.Size = e.End - e.BodyStart
 		return nil
 	}
-	r, d := p.decoded(e, enc)
+	r, d := p.decoded(e, enc, true)
 	n, err := io.Copy(io.Discard, r)
 	if err != nil {
 		return err
@@ -297,7 +297,7 @@ func (p *parser) text(e *Entity) (textLeaf, error) {
 	if !known {
 		has8, valid := e.Has8Bit, e.ValidUTF8
 		if enc != "" {
-			r, _ := p.decoded(e, enc)
+			r, _ := p.decoded(e, enc, false)
 			var stats utf8Stats
 			if _, err := io.Copy(&statsWriter{&stats}, r); err != nil {
 				return textLeaf{}, err
@@ -315,7 +315,7 @@ func (p *parser) text(e *Entity) (textLeaf, error) {
 		}
 	}
 	open := func() (io.Reader, *decoder) {
-		r, d := p.decoded(e, enc)
+		r, d := p.decoded(e, enc, false)
 		if known {
 			r, _ = charsetReader(name, r)
 		} else {
