@@ -230,6 +230,17 @@ func runSuite(t *testing.T, e engine) {
 		{"claim", testClaim},
 		{"start", testStart},
 		{"ambiguous after restart", testAmbiguousAfterRestart},
+		{"settle keeps the ledger", testSettleKeepsLedger},
+		{"record", testRecord},
+		{"ids per recipient", testPerRecipientIDs},
+		{"withheld events", testWithheld},
+		{"an event proves acceptance", testProof},
+		{"operator", testOperator},
+		{"look-ups", testLookups},
+		{"replan", testReplan},
+		{"purge", testPurge},
+		{"accounts and cursors", testAccountsAndCursors},
+		{"suppressions", testSuppressions},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, e) })

@@ -222,7 +222,7 @@ func (s *Store) syncDir(dir string) error {
 	return err
 }
 
-func (s *Store) dsn(writer bool) string {
+func (s *Store) dsn(writer, fresh bool) string {
 	q := url.Values{}
 	q.Set("_busy_timeout", "10000")
 	q.Set("_foreign_keys", "1")
@@ -232,7 +232,9 @@ func (s *Store) dsn(writer bool) string {
 	case s.o.ReadOnly:
 		q.Set("mode", "ro")
 	case writer:
-		q.Set("_auto_vacuum", "INCREMENTAL") // only has an effect before the first table
+		if fresh { // has an effect only before the first table, but would write to the file each time
+			q.Set("_auto_vacuum", "INCREMENTAL")
+		}
 		q.Set("_journal_mode", "WAL")
 		q.Set("_synchronous", "FULL")
 		q.Add("_pragma", "secure_delete(1)")
@@ -275,7 +277,8 @@ func (s *Store) openSQLite(ctx context.Context) error {
 	default:
 		return err
 	}
-	if s.db, err = sql.Open("sqlite", s.dsn(false)); err != nil {
+	fresh := fi == nil || fi.Size() == 0
+	if s.db, err = sql.Open("sqlite", s.dsn(false, false)); err != nil {
 		return err
 	}
 	s.db.SetMaxOpenConns(8)
@@ -285,15 +288,18 @@ func (s *Store) openSQLite(ctx context.Context) error {
 		close(s.writerGone)
 		return s.checkVersion(ctx, s.db)
 	}
-	if s.wdb, err = sql.Open("sqlite", s.dsn(true)); err != nil {
-		return err
-	}
-	s.wdb.SetMaxOpenConns(1)
-	if fi != nil && fi.Size() > 0 {
+	if !fresh { // by a reader: a database that is refused stays as it is
 		if err := s.quickCheck(ctx, fi.Size()); err != nil {
 			return err
 		}
+		if err := s.checkVersion(ctx, s.db); err != nil {
+			return err
+		}
 	}
+	if s.wdb, err = sql.Open("sqlite", s.dsn(true, fresh)); err != nil {
+		return err
+	}
+	s.wdb.SetMaxOpenConns(1)
 	if err := s.migrate(ctx, s.wdb); err != nil {
 		return err
 	}
@@ -321,7 +327,7 @@ func (s *Store) quickCheck(ctx context.Context, size int64) error {
 		query = "SELECT CASE WHEN count(*) >= 0 THEN 'ok' END FROM sqlite_master"
 	}
 	var answer string
-	if err := s.wdb.QueryRowContext(ctx, query).Scan(&answer); err != nil {
+	if err := s.db.QueryRowContext(ctx, query).Scan(&answer); err != nil {
 		return mapError(err)
 	}
 	if answer != "ok" {

@@ -593,6 +593,9 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 		if r.Account != "" {
 			cur.Account = r.Account
 		}
+		if r.ProviderMessageID != "" {
+			cur.ProviderMessageID = r.ProviderMessageID
+		}
 	}
 	// Events: at most one final one per recipient, and not for one that was final before.
 	have := map[int]bool{}

@@ -416,5 +416,5 @@ func (s *Store) inject(point string) error {
 	if s.fault == nil {
 		return nil
 	}
-	return s.fault(point)
+	return mapError(s.fault(point))
 }
