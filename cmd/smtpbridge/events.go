@@ -2,7 +2,7 @@ package main
 
 import (
 	"fmt"
-	"slices"
+	"io"
 	"strings"
 	"time"
 
@@ -42,22 +42,16 @@ public form, one object a line), dsn (the fields of RFC 3464).`,
 		if kind != "" && !q.Kind.Known() {
 			return &exitError{2, fmt.Errorf("--event %q is no kind of event", kind)}
 		}
-		if !slices.Contains(dsn.Formats, format) {
-			return &exitError{2, fmt.Errorf("--format %q is not one of %s", format, strings.Join(dsn.Formats, ", "))}
+		write, ok := map[string]func(io.Writer, event.Event) error{"text": dsn.WriteText, "json": dsn.WriteJSON, "dsn": dsn.WriteFields}[format]
+		if !ok {
+			return &exitError{2, fmt.Errorf("--format %q is not text, json or dsn", format)}
 		}
 		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
 		}
 		defer api.close()
-		render, err := dsn.Formatter(format, api.cfg.Hostname)
-		if err != nil {
-			return err
-		}
-		err = api.Events(c.Context(), q, func(e event.Event) error {
-			_, err := c.OutOrStdout().Write(render(nil, e))
-			return err
-		})
+		err = api.Events(c.Context(), q, func(e event.Event) error { return write(c.OutOrStdout(), e) })
 		if c.Context().Err() != nil && q.Follow {
 			return nil
 		}
