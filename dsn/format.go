@@ -1,43 +1,40 @@
 // Package dsn renders events for people and for programs that know delivery status
 // notifications: as RFC 3464 fields and as aligned text.
 //
-// Contract: rendering never fails (writing may). Whatever an event holds, each field and each text is
+// Contract: rendering is pure and never fails. Whatever an event holds, each field and each text is
 // one line, free of control characters.
 package dsn
 
 import (
 	"cmp"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 	"time"
 
 	"smtpbridge/event"
 )
 
-// WriteJSON writes one line of the event log.
-func WriteJSON(w io.Writer, e event.Event) error {
-	e.Sanitize() // leaves nothing that JSON cannot write
-	b, err := e.AppendJSON(nil)
-	if err != nil {
-		return err
+// Formats are the names that Formatter knows.
+var Formats = []string{"json", "dsn", "text"}
+
+// Formatter returns the function that appends one event in the named format, with its line end.
+// reportingMTA is the bridge's host name, for the format dsn.
+func Formatter(format, reportingMTA string) (func(b []byte, e event.Event) []byte, error) {
+	switch format {
+	case "", "json":
+		return appendJSON, nil
+	case "dsn":
+		return func(b []byte, e event.Event) []byte { return AppendFields(b, e, reportingMTA) }, nil
+	case "text":
+		return AppendText, nil
 	}
-	_, err = w.Write(append(b, '\n'))
-	return err
+	return nil, fmt.Errorf("unknown format %q; known: %s", format, strings.Join(Formats, ", "))
 }
 
-// WriteText writes the event as AppendText renders it.
-func WriteText(w io.Writer, e event.Event) error {
-	_, err := w.Write(AppendText(nil, e))
-	return err
-}
-
-// WriteFields writes the event as AppendFields renders it, reported by this machine.
-func WriteFields(w io.Writer, e event.Event) error {
-	host, _ := os.Hostname()
-	_, err := w.Write(AppendFields(nil, e, host))
-	return err
+func appendJSON(b []byte, e event.Event) []byte {
+	e.Sanitize() // leaves nothing that JSON cannot write
+	b, _ = e.AppendJSON(b)
+	return append(b, '\n')
 }
 
 // AppendFields appends the event as the content of a message/delivery-status part (RFC 3464 2.1): the

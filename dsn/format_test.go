@@ -2,7 +2,6 @@ package dsn_test
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"io"
 	"net/textproto"
@@ -130,23 +129,20 @@ func TestText(t *testing.T) {
 	}
 }
 
-var writers = map[string]func(io.Writer, event.Event) error{"json": dsn.WriteJSON, "dsn": dsn.WriteFields, "text": dsn.WriteText}
-
-func TestWriters(t *testing.T) {
-	for name, write := range writers {
-		var b bytes.Buffer
-		if err := write(&b, bounced()); err != nil || !strings.Contains(b.String(), "bob@example.net") || !strings.HasSuffix(b.String(), "\n") {
-			t.Errorf("%s: got %q, %v", name, b.String(), err)
+func TestFormatter(t *testing.T) {
+	if _, err := dsn.Formatter("xml", ""); err == nil || !strings.Contains(err.Error(), "json, dsn, text") {
+		t.Errorf("got %v, want an error that lists the formats", err)
+	}
+	for _, name := range append(dsn.Formats, "") {
+		f, err := dsn.Formatter(name, "h.example")
+		if err != nil {
+			t.Fatal(err)
 		}
-		if err := write(failing{}, bounced()); err == nil {
-			t.Errorf("%s: a failing writer is not reported", name)
+		if b := f(nil, bounced()); len(b) == 0 || b[len(b)-1] != '\n' {
+			t.Errorf("%q: got %q", name, b)
 		}
 	}
 }
-
-type failing struct{}
-
-func (failing) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 // Case 92: whatever an event holds, no field and no line can be forged by it.
 func TestCase092_NoForgedFields(t *testing.T) {
@@ -172,12 +168,9 @@ func TestCase092_NoForgedFields(t *testing.T) {
 	if _, err := r.ReadLine(); err != io.EOF {
 		t.Errorf("there is more: %v", err)
 	}
-	for name, write := range writers {
-		var b bytes.Buffer
-		if err := write(&b, e); err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(b.String()) {
+	for _, name := range dsn.Formats {
+		f, _ := dsn.Formatter(name, "h")
+		for line := range strings.Lines(string(f(nil, e))) {
 			if name != "json" && len(line) > 16<<10 || strings.ContainsAny(strings.TrimSuffix(line, "\n"), "\r\n\x1b\x00") {
 				t.Errorf("%s: line of %d bytes with control characters or too long", name, len(line))
 			}
