@@ -317,13 +317,14 @@ func TestCase013_SizeInData(t *testing.T) {
 }
 
 func TestCase014_Parameters(t *testing.T) {
-	f := start(t, nil)
+	f := start(t, func(_ *Config, l *Listener) { l.MaxErrors = 20 })
 	c := f.hello()
 	for _, tt := range []struct{ cmd, want string }{
 		{"MAIL FROM:<a@example.com> SIZE=-1", "501 5.5.4"},
 		{"MAIL FROM:<a@example.com> SIZE=", "501 5.5.4"},
 		{"MAIL FROM:<a@example.com> SIZE=9999999999999999999999999", "552 5.3.4"},
 		{"MAIL FROM:<a@example.com> SIZE=1 size=2", "501 5.5.4"},
+		{"MAIL FROM:<a@example.com> AUTH=a\rb@c.example", "501 5.5.4"},
 		{"MAIL FROM:<a@example.com> FOO=bar", "555 5.5.4"},
 		{"MAIL FROM:<a@example.com> BODY=BINARYMIME", "555 5.5.4"},
 		{"MAIL FROM:<a@example.com> RET=HDRS", "555 5.5.4"},
@@ -745,8 +746,15 @@ func TestCase028_Slowloris(t *testing.T) {
 		}
 	})
 	t.Run("never reads", func(t *testing.T) {
-		f := start(t, func(_ *Config, l *Listener) { l.WriteTimeout = 50 * time.Millisecond; l.MaxRecipients = 1 << 30 })
+		f := start(t, func(c *Config, l *Listener) {
+			l.WriteTimeout, l.MaxRecipients = 50*time.Millisecond, 1<<30
+			c.Listen = func(network, address string) (net.Listener, error) {
+				l, err := net.Listen(network, address)
+				return smallBuffers{l}, err
+			}
+		})
 		c := f.hello()
+		_ = c.c.(*net.TCPConn).SetReadBuffer(4096)
 		c.cmd("MAIL FROM:<a@example.com>", "250")
 		go func() {
 			lines := []byte(strings.Repeat("RCPT TO:<b@example.net>\r\n", 1000))
@@ -811,6 +819,17 @@ func TestCase029_ConnectionLimits(t *testing.T) {
 		f.hello()
 		f.dial().want("421 4.3.2")
 	})
+}
+
+// smallBuffers makes a write block soon.
+type smallBuffers struct{ net.Listener }
+
+func (l smallBuffers) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		_ = c.(*net.TCPConn).SetWriteBuffer(4096)
+	}
+	return c, err
 }
 
 // sickListener fails a few times before it works.

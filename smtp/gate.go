@@ -38,15 +38,16 @@ type mode uint8
 const (
 	modeCommand mode = iota
 	modeSASL         // an answer within AUTH
-	modeMessage      // a message after 354; the session reads it
-	modeChunk        // the rest of a BDAT chunk; go-smtp reads it
+	modeMessage      // a message; the session reads it
 )
 
 // gate is the layer between one client's socket and go-smtp. go-smtp is given one valid command
 // at a time and, after DATA, only the end mark, because Session.Data reads the message from the
 // gate. So nothing a client pipelines lies in go-smtp's buffers, and go-smtp's own reading,
 // time limits, TLS and error counting (whose gaps are in the tests named after cases 3, 4, 10,
-// 17, 18, 23 and 36) are never used.
+// 17, 18, 23 and 36) are never used. Nor is its BDAT, which takes a connection that breaks in
+// the last chunk for the end of the mail, and can answer one mail with the result of the mail
+// before RSET: go-smtp is told DATA instead, and the gate answers the chunks.
 //
 // Everything but the fields under mu belongs to the goroutine that runs the session.
 type gate struct {
@@ -79,8 +80,10 @@ type gate struct {
 	utf8      bool // SMTPUTF8 was given in the running MAIL
 	rcpts     int  // taken by go-smtp
 	rcptsBad  int
-	inBDAT    bool
+	inBDAT    bool // the session is in a message of chunks
 	bdatLast  bool
+	again     bool   // cur ended such a message and is still to be run
+	swallow   bool   // go-smtp's replies to a message that was abandoned
 	path      string // address of the running MAIL or RCPT, as spelt and qualified
 	saslBad   bool
 	user      string // logged in as
@@ -99,7 +102,6 @@ type gate struct {
 	draining bool
 	cut      bool // a shutdown ran out of time
 	closed   bool
-	useful   bool // a mail was taken
 	unwatch  bool // see watch
 }
 
@@ -257,12 +259,14 @@ func (g *gate) restart() {
 	g.upgrade, g.quiet = false, true
 	g.greeted, g.esmtp, g.helo, g.user = false, false, "", ""
 	g.pending, g.out, g.cur, g.mode = nil, nil, command{}, modeCommand
+	g.again, g.swallow = false, false
 	g.clearMail()
 	g.waitCommand()
 }
 
 func (g *gate) clearMail() {
 	g.inMail, g.utf8, g.rcpts, g.rcptsBad, g.inBDAT, g.path = false, false, 0, 0, false, ""
+	g.chunkLeft = 0
 }
 
 // close is the end of the connection, after the session.
@@ -354,23 +358,14 @@ func (g *gate) read(p []byte) (n int, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.panicked(v)
-			n, err = 0, io.ErrUnexpectedEOF
+			n, err = 0, io.EOF
 		}
 	}()
 	for len(g.pending) == 0 {
-		if g.dead && g.chunkLeft > 0 {
-			// go-smtp takes EOF in the last chunk for its end and would have half a mail committed.
-			return 0, io.ErrUnexpectedEOF
-		}
 		if g.dead || g.upgrade {
 			return 0, io.EOF
 		}
 		switch g.mode {
-		case modeChunk:
-			if g.chunkLeft > 0 {
-				return g.readChunk(p)
-			}
-			g.mode = modeCommand
 		case modeSASL:
 			g.nextSASL()
 		case modeMessage: // a message that the session did not read to its end must not run
@@ -448,27 +443,35 @@ func (g *gate) nextSASL() {
 
 // nextCommand reads commands until one is for go-smtp, or the session is over.
 func (g *gate) nextCommand() {
-	g.mu.Lock()
-	g.busy = g.inBDAT
-	if g.useful {
-		g.useful, g.junk = false, 0
+	g.setBusy(false)
+	g.swallow = false
+	if g.again {
+		g.again = false
+		g.dispatch()
+		return
 	}
-	g.mu.Unlock()
+	if g.readCommand() {
+		g.dispatch()
+	}
+}
+
+// readCommand reads one line into cur. False: it was answered, or the session is over.
+func (g *gate) readCommand() bool {
 	g.waitCommand()
 	if g.stopping() {
 		g.die(421, "4.3.2", "Service shutting down")
-		return
+		return false
 	}
 	if !g.started {
 		if b, err := g.br.Peek(1); err == nil && b[0] == 0x16 { // a TLS record
 			g.log.Warn(logAbuse, "kind", "tls")
 			g.dead = true
-			return
+			return false
 		}
 	}
 	line, ok := g.readLine("command")
 	if !ok {
-		return
+		return false
 	}
 	first := !g.started
 	g.started = true
@@ -485,8 +488,9 @@ func (g *gate) nextCommand() {
 	case hasControl(line) && g.cur.verb != "MAIL" && g.cur.verb != "RCPT":
 		g.fail(500, "5.5.2", "Control characters in a command")
 	default:
-		g.dispatch()
+		return true
 	}
+	return false
 }
 
 func (g *gate) pass(line string) { g.pending = []byte(line + "\r\n") }
@@ -697,7 +701,7 @@ func (g *gate) rcpt() {
 // params checks the names of ESMTP parameters; their values are go-smtp's to judge.
 func (g *gate) params(rest string, known func(string) bool) (map[string]string, bool) {
 	params, err := esmtpParams(rest)
-	if err != nil {
+	if err != nil || hasControl(rest) {
 		g.fail(501, "5.5.4", "A parameter is given twice or malformed")
 		return nil, false
 	}
@@ -722,39 +726,89 @@ func (g *gate) refused(reason string) {
 	}
 }
 
-// bdat frames a chunk. A length that cannot be read leaves no way to tell message from commands.
+// bdat begins a message of chunks: go-smtp is told DATA.
 func (g *gate) bdat() {
-	size, last, err := parseBDAT(g.cur.arg)
-	if err != nil {
-		g.die(501, "5.5.4", "Syntax: BDAT size [LAST]; closing connection")
+	if !g.chunk() {
 		return
 	}
-	g.chunkLeft, g.bdatLast = size, last
-	g.startMessage(g.inBDAT)
 	if !g.hasRcpts() {
 		// The chunk follows all the same (RFC 3030 2).
-		for g.chunkLeft > 0 && !g.dead {
-			var b [4096]byte
-			_, _ = g.readChunk(b[:])
+		g.startMessage(false)
+		for g.chunkLeft > 0 {
+			b, err := g.peekMessage()
+			if err != nil {
+				g.messageFailed(err, [3]byte{})
+				return
+			}
+			g.discardChunk(len(b))
 		}
 		return
 	}
 	g.setBusy(true)
-	g.mode = modeChunk
-	g.pass("BDAT " + g.cur.arg)
+	g.inBDAT = true
+	g.pass("DATA")
 }
 
-func (g *gate) readChunk(p []byte) (int, error) {
-	n, err := g.br.Read(p[:min(int64(len(p)), g.chunkLeft)])
+// chunk reads the length of a chunk. One that cannot be read leaves no way to tell message
+// from commands.
+func (g *gate) chunk() bool {
+	size, last, err := parseBDAT(g.cur.arg)
+	if err != nil {
+		g.die(501, "5.5.4", "Syntax: BDAT size [LAST]; closing connection")
+		return false
+	}
+	g.chunkLeft, g.bdatLast = size, last
+	return true
+}
+
+// nextChunk answers a chunk that was taken and waits for the next one. False: the client gave
+// the message up, or is gone.
+func (g *gate) nextChunk() bool {
+	g.reply(250, "2.0.0", "Chunk taken")
+	for !g.dead {
+		if !g.readCommand() {
+			continue
+		}
+		switch g.cur.verb {
+		case "BDAT":
+			if !g.chunk() {
+				return false
+			}
+			g.startMessage(true)
+			return true
+		case "RSET", "HELO", "EHLO", "LHLO", "QUIT", "STARTTLS":
+			g.again, g.swallow = true, true
+			return false
+		default: // answered without go-smtp: nothing else is allowed here
+			g.dispatch()
+		}
+	}
+	return false
+}
+
+// peekMessage returns what is there of a message, at least one byte, and no more than the chunk.
+func (g *gate) peekMessage() ([]byte, error) {
+	if g.br.Buffered() == 0 {
+		if _, err := g.br.Peek(1); err != nil {
+			return nil, err
+		}
+	}
+	n := g.br.Buffered()
+	if g.inBDAT || g.chunkLeft > 0 {
+		n = int(min(int64(n), g.chunkLeft))
+	}
+	return g.br.Peek(n)
+}
+
+func (g *gate) discardChunk(n int) {
+	_, _ = g.br.Discard(n)
 	g.chunkLeft -= int64(n)
-	if n > 0 {
-		return n, nil
-	}
-	if err == nil {
-		return 0, nil
-	}
-	g.messageFailed(err, [3]byte{})
-	return 0, io.ErrUnexpectedEOF
+}
+
+// endMessage leaves go-smtp the end mark it waits for.
+func (g *gate) endMessage() {
+	g.mode, g.pending = modeCommand, []byte(".\r\n")
+	g.bytesIn = nil
 }
 
 // authOffered says whether the client may log in here and now. Passwords in clear text are
@@ -840,6 +894,9 @@ func (g *gate) written(p []byte) {
 func (g *gate) replied(line string) {
 	code, rest := line[:3], line[4:]
 	switch verb := g.cur.verb; {
+	case g.swallow:
+		g.clearMail()
+		return
 	case code == "421":
 		text := rest
 		if strings.HasPrefix(rest, "4.0.0 ") { // go-smtp after a panic
@@ -884,16 +941,12 @@ func (g *gate) replied(line string) {
 		g.startMessage(false)
 	case verb == "DATA":
 		g.clearMail()
-	case verb == "BDAT" && code == "250" && !g.bdatLast:
-		g.inBDAT = true
-		rest = "2.0.0 Chunk taken"
+	case verb == "BDAT" && code == "354":
+		g.mode = modeMessage
+		g.startMessage(false)
+		return
 	case verb == "BDAT":
 		g.clearMail()
-		if code == "552" && strings.HasPrefix(rest, "5.3.4 Max") { // go-smtp's; the session logs its own
-			g.log.Info(logReject, "reason", reasonSize)
-			g.refused(reasonSize)
-			rest = fmt.Sprintf("5.3.4 Message is larger than the limit of %d bytes", g.l.MaxMessageSize)
-		}
 	case verb == "AUTH" && code == "334":
 		g.mode = modeSASL
 	case verb == "AUTH" && code == "235":
@@ -1093,7 +1146,6 @@ func (g *gate) serve() {
 		srv.Domain = g.gen.cfg.Hostname
 		srv.LMTP = g.l.LMTP
 		srv.MaxRecipients = g.l.MaxRecipients
-		srv.MaxMessageBytes = g.l.MaxMessageSize // for BDAT, before the chunk is read
 		srv.MaxLineLength = 0
 		srv.AllowInsecureAuth = true // the gate knows whether AUTH is allowed; go-smtp never sees TLS
 		srv.EnableSMTPUTF8 = true
@@ -1101,7 +1153,6 @@ func (g *gate) serve() {
 		srv.ErrorLog = libLogger{g.log}
 		_ = srv.Serve(&single{conn: &shim{g: g, done: make(chan struct{})}})
 		_ = srv.Shutdown(context.Background()) // waits for go-smtp's goroutine
-		sess.end()
 		if !g.upgrade || g.dead || !g.handshake() {
 			return
 		}
@@ -1126,13 +1177,6 @@ func (g *gate) greetWait() bool {
 		return false
 	}
 	return true
-}
-
-// junkReset gives a session that has sent a mail its patience back.
-func (g *gate) junkReset() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.useful = true
 }
 
 // watch tells when the client closes its side while nothing is read from it, during a Commit.

@@ -79,6 +79,14 @@ func (c *Config) addrAttr(key, addr string) slog.Attr {
 	return slog.String(key, clip(addr))
 }
 
+// userAttr is a login name, which may be a mail address.
+func (c *Config) userAttr(name string) slog.Attr {
+	if strings.Contains(name, "@") {
+		return c.addrAttr("user", name)
+	}
+	return slog.String("user", clip(name))
+}
+
 // replyText makes a text fit for a reply line: printable ASCII, at most 400 bytes
 // (RFC 5321 4.5.3.1.5 allows 512 octets with code and line end).
 func replyText(s string) string {

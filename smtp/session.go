@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/emersion/go-sasl"
@@ -19,21 +18,17 @@ import (
 )
 
 // session is the policy of one SMTP session: who may send what to whom. go-smtp calls it from
-// the gate's goroutine, with one exception: Data of a BDAT message runs in its own, so what it
-// shares is under mu.
+// the gate's goroutine.
 //
 // Every method returns nil or a bare *gosmtp.SMTPError: go-smtp answers any other error, even
 // one that wraps a 451, with 554 and the error's text.
 type session struct {
 	g *gate
 
-	mu    sync.Mutex
 	env   envelope.Envelope // of the running mail
 	given int               // RCPT commands taken
 	first string            // what the first one said, for Received
 	seen  map[string]bool   // recipients by envelope.Fold
-	ended bool
-	wg    sync.WaitGroup // Data
 }
 
 var (
@@ -49,14 +44,6 @@ var (
 )
 
 func newSession(g *gate) *session { return &session{g: g, seen: map[string]bool{}} }
-
-// end waits for a Data that still runs after its connection.
-func (s *session) end() {
-	s.mu.Lock()
-	s.ended = true
-	s.mu.Unlock()
-	s.wg.Wait()
-}
 
 // guard turns a panic of anything behind the session into 421 for this session alone.
 func (s *session) guard(f func() error) (err error) {
@@ -77,9 +64,13 @@ func (s *session) reject(r *Refusal, attrs ...slog.Attr) error {
 		reason = reasonRefused
 	}
 	e := r.smtpError()
-	attrs = append([]slog.Attr{slog.String("reason", reason), slog.String("reply", fmt.Sprintf("%d %s", e.Code, e.Message))}, attrs...)
+	reply := fmt.Sprintf("%d %s", e.Code, e.Message)
+	if s.g.gen.cfg.HideAddresses { // a refusal's text may name one
+		reply = fmt.Sprint(e.Code)
+	}
+	attrs = append([]slog.Attr{slog.String("reason", reason), slog.String("reply", reply)}, attrs...)
 	if s.g.user != "" {
-		attrs = append(attrs, slog.String("user", s.g.user))
+		attrs = append(attrs, s.g.gen.cfg.userAttr(s.g.user))
 	}
 	s.g.log.LogAttrs(context.Background(), slog.LevelInfo, logReject, attrs...)
 	s.g.refused(reason)
@@ -88,8 +79,6 @@ func (s *session) reject(r *Refusal, attrs ...slog.Attr) error {
 
 // Reset forgets the running mail.
 func (s *session) Reset() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.env, s.given, s.first, s.seen = envelope.Envelope{}, 0, "", map[string]bool{}
 }
 
@@ -113,8 +102,6 @@ func (s *session) Mail(_ string, o *gosmtp.MailOptions) error {
 			}
 		}
 		s.Reset()
-		s.mu.Lock()
-		defer s.mu.Unlock()
 		s.env = envelope.Envelope{
 			From: from, EnvID: o.EnvelopeID, Ret: string(o.Return), UTF8: o.UTF8, EightBit: o.Body == gosmtp.Body8BitMIME,
 			Listener: g.l.Name, Peer: g.peer.String(), Helo: clip(g.helo), AuthUser: g.user,
@@ -158,8 +145,6 @@ func (s *session) Rcpt(_ string, o *gosmtp.RcptOptions) error {
 		for _, n := range o.Notify {
 			notify = append(notify, string(n))
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
 		var fresh []envelope.Rcpt
 		for _, a := range addrs {
 			if s.seen[envelope.Fold(a)] {
@@ -289,13 +274,13 @@ func (s *session) login(name, pw string) error {
 	ok, err := g.gen.users.verify(g.srv.ctx, name, pw, start)
 	switch {
 	case err != nil:
-		g.log.Warn(logAuthFail, "user", clip(name), "reason", "busy")
+		g.log.Warn(logAuthFail, g.gen.cfg.userAttr(name), "reason", "busy")
 		return errAuthBusy
 	case !ok:
 		return s.loginFailed(start, name, "credentials")
 	}
 	g.user = name
-	g.log.Info(logAuthOK, "user", name, "tls", g.secure)
+	g.log.Info(logAuthOK, g.gen.cfg.userAttr(name), "tls", g.secure)
 	return nil
 }
 
@@ -304,7 +289,7 @@ func (s *session) loginFailed(start time.Time, name, reason string) error {
 	g := s.g
 	g.authFails++
 	g.srv.throttle.fail(g.peer.key, time.Now())
-	g.log.Warn(logAuthFail, "user", clip(name), "reason", reason)
+	g.log.Warn(logAuthFail, g.gen.cfg.userAttr(name), "reason", reason)
 	if f := g.gen.cfg.Metrics.AuthFail; f != nil {
 		f(g.l.Name)
 	}
@@ -317,22 +302,17 @@ func (s *session) loginFailed(start time.Time, name, reason string) error {
 	return errAuthFailed
 }
 
-// Data takes the message. r is go-smtp's view of it, which is read for BDAT only.
-func (s *session) Data(r io.Reader) error {
-	s.mu.Lock()
-	if s.ended {
-		s.mu.Unlock()
-		return errLost
-	}
-	s.wg.Add(1)
-	defer s.wg.Done()
+// Data takes the message from the gate; r, go-smtp's view of it, is not used.
+func (s *session) Data(io.Reader) error {
 	in := &incoming{s: s, env: s.env, given: s.given, first: s.first}
-	in.env.Rcpts = slices.Clone(s.env.Rcpts)
-	s.mu.Unlock()
-	if _, ok := r.(*io.PipeReader); ok {
-		return s.guard(func() error { return in.chunks(r) })
-	}
-	err := s.guard(in.message)
+	in.env.ID = envelope.NewID(s.g.gen.cfg.Now())
+	err := s.guard(func() error {
+		defer in.drop()
+		if s.g.inBDAT {
+			return in.chunks()
+		}
+		return in.message()
+	})
 	if errors.Is(err, errPanicked) {
 		s.g.die(421, "4.3.0", errPanicked.Message) // what is left of the message must not run
 	}
@@ -357,57 +337,71 @@ type incoming struct {
 	cause   error    // of an own fault, for the log
 }
 
-// message reads from the gate up to the end mark, which is left to go-smtp.
+// message reads up to the end mark.
 func (in *incoming) message() error {
-	defer in.drop()
 	g := in.s.g
-	in.start()
 	in.dec.dots = true
 	for !in.dec.done {
-		if g.br.Buffered() == 0 {
-			if _, err := g.br.Peek(1); err != nil {
-				return in.lost(g.messageFailed(err, in.dec.tail))
-			}
+		b, err := g.peekMessage()
+		if err != nil {
+			return in.lost(g.messageFailed(err, in.dec.tail))
 		}
-		b, _ := g.br.Peek(g.br.Buffered())
 		_, _ = g.br.Discard(in.dec.feed(b))
 		in.take()
-		if in.size > (1+discardTimes)*g.l.MaxMessageSize {
-			g.die(552, "5.3.4", "Message is larger than the limit")
+		if in.endless() {
 			return in.result()
 		}
 	}
-	g.mode, g.pending = modeCommand, []byte(".\r\n")
-	g.bytesIn = nil
+	g.endMessage()
 	return in.end()
 }
 
-// chunks reads a BDAT message from go-smtp's pipe. A refusal is returned at once: RFC 3030 2
-// wants it as the answer to the chunk, and go-smtp consumes the rest of that.
-func (in *incoming) chunks(r io.Reader) error {
-	defer in.drop()
-	in.start()
-	buf := make([]byte, 32<<10)
+// chunks reads a message of BDAT chunks. A refusal is the answer to the chunk it is found in,
+// after that chunk was consumed.
+func (in *incoming) chunks() error {
+	g := in.s.g
 	for {
-		n, err := r.Read(buf)
-		in.dec.feed(buf[:n])
-		if err == io.EOF {
-			in.dec.finish()
+		if in.size+g.chunkLeft > g.l.MaxMessageSize {
+			in.refuse(in.s.tooLarge())
 		}
-		in.take()
+		for g.chunkLeft > 0 {
+			b, err := g.peekMessage()
+			if err != nil {
+				return in.lost(g.messageFailed(err, [3]byte{}))
+			}
+			in.dec.feed(b)
+			g.discardChunk(len(b))
+			in.take()
+			if in.endless() {
+				return in.result()
+			}
+		}
+		if g.bdatLast {
+			in.dec.finish()
+			in.take()
+		}
 		switch {
-		case in.refusal != nil:
-			return in.result()
-		case err == io.EOF:
+		case in.refusal != nil || g.bdatLast:
+			g.endMessage()
 			return in.end()
-		case err != nil:
+		case !g.nextChunk():
+			g.endMessage()
 			return in.lost(reasonGone)
 		}
 	}
 }
 
-func (in *incoming) start() {
-	in.env.ID = envelope.NewID(in.s.g.gen.cfg.Now())
+// endless ends the session of a client that goes on and on.
+func (in *incoming) endless() bool {
+	if in.size <= (1+discardTimes)*in.s.g.l.MaxMessageSize {
+		return false
+	}
+	in.s.g.die(552, "5.3.4", "Message is larger than the limit")
+	return true
+}
+
+func (s *session) tooLarge() *Refusal {
+	return &Refusal{Code: 552, Enhanced: [3]int{5, 3, 4}, Text: fmt.Sprintf("Message is larger than the limit of %d bytes", s.g.l.MaxMessageSize), Reason: reasonSize}
 }
 
 // lost ends a message that did not come whole.
@@ -458,7 +452,7 @@ func (in *incoming) take() {
 	case in.refusal != nil:
 		return
 	case in.size > l.MaxMessageSize:
-		in.refuse(&Refusal{Code: 552, Enhanced: [3]int{5, 3, 4}, Text: fmt.Sprintf("Message is larger than the limit of %d bytes", l.MaxMessageSize), Reason: reasonSize})
+		in.refuse(in.s.tooLarge())
 		return
 	case in.dec.longest > l.MaxLine:
 		in.refuse(&Refusal{Code: 554, Enhanced: [3]int{5, 6, 0}, Text: fmt.Sprintf("A line is longer than %d bytes", l.MaxLine), Reason: reasonLine})
@@ -558,8 +552,8 @@ func (in *incoming) result() error {
 		}
 		return in.s.reject(in.refusal, slog.String("id", in.env.ID), from)
 	}
-	g.junkReset()
-	g.log.Info(logAccepted, "id", in.env.ID, from, "rcpts", len(in.env.Rcpts), "size", in.stored, "user", in.env.AuthUser, "tls", g.secure)
+	g.junk = 0
+	g.log.Info(logAccepted, "id", in.env.ID, from, "rcpts", len(in.env.Rcpts), "size", in.stored, cfg.userAttr(in.env.AuthUser), "tls", g.secure)
 	if f := cfg.Metrics.Accepted; f != nil {
 		f(g.l.Name, in.stored)
 	}

@@ -164,6 +164,54 @@ func TestBDAT(t *testing.T) {
 		c.want("250 2.0.0 Ok: queued")
 		f.wantMails(1)
 	})
+	t.Run("given up", func(t *testing.T) {
+		for _, tt := range []struct{ verb, want string }{{"EHLO x", "250"}, {"HELO x", "250"}, {"QUIT", "221"}} {
+			f := start(t, nil)
+			c := f.hello()
+			c.envelope()
+			c.send(chunk(plainMail, ""))
+			c.want("250 2.0.0 Chunk taken")
+			c.cmd("NOOP", "250")
+			c.cmd("FOO", "500")
+			c.cmd(tt.verb, tt.want)
+			if tt.verb == "QUIT" {
+				c.wantClosed()
+			} else {
+				c.cmd("DATA", "503")
+				c.envelope("other@example.net")
+				c.data(plainMail, "250")
+				if m := f.wantMails(1)[0]; m.env.Rcpts[0].Addr != "other@example.net" {
+					t.Errorf("envelope %+v", m.env)
+				}
+				continue
+			}
+			f.wantMails(0)
+		}
+	})
+	t.Run("STARTTLS between chunks", func(t *testing.T) {
+		f := startTLSFixture(t, nil)
+		c := f.hello()
+		c.envelope()
+		c.send(chunk(plainMail, ""))
+		c.want("250")
+		c.cmd("STARTTLS", "220")
+		c.secure()
+		c.cmd("BDAT 0 LAST", "503")
+		c.cmd("EHLO x", "250")
+		c.envelope()
+		c.send(chunk(plainMail, " LAST"))
+		c.want("250 2.0.0 Ok: queued")
+		f.wantMails(1)
+	})
+	t.Run("refused for its text", func(t *testing.T) {
+		f := start(t, nil)
+		c := f.hello()
+		c.envelope()
+		c.send(chunk(strings.Repeat("Received: x\r\n", 60), "") + chunk("\r\nRSET\r\n", " LAST"))
+		c.want("554 5.4.6")
+		c.want("503")
+		c.cmd("NOOP", "250 2.0.0 Ok")
+	})
 	t.Run("refused chunks are consumed", func(t *testing.T) {
 		f := start(t, func(_ *Config, l *Listener) { l.MaxMessageSize, l.MaxLine = 2000, 1000 })
 		c := f.hello()
@@ -537,13 +585,25 @@ func TestThrottleIsBounded(t *testing.T) {
 }
 
 func TestHideAddresses(t *testing.T) {
-	f := start(t, func(c *Config, _ *Listener) { c.HideAddresses = true })
+	f := start(t, func(c *Config, l *Listener) {
+		c.HideAddresses, l.Auth = true, AuthOptional
+		c.Users = []User{{Name: "login@example.com", Password: secret.New("p")}}
+		c.CheckSender = func(_, _, from string) *Refusal {
+			if from == "boss@example.com" {
+				return &Refusal{Code: 550, Text: "not as " + from}
+			}
+			return nil
+		}
+	})
 	c := f.hello()
+	c.cmd("AUTH PLAIN "+plain("login@example.com", "x"), "535")
+	c.cmd("AUTH PLAIN "+plain("login@example.com", "p"), "235")
+	c.cmd("MAIL FROM:<boss@example.com>", "550 5.0.0 not as boss@example.com")
 	c.envelope("someone@example.net")
 	c.data(plainMail, "250")
 	c.cmd("MAIL FROM:<b@@x>", "501")
 	f.wantLog(logAccepted)
-	if l := f.log.String(); strings.Contains(l, "from@example.com") || strings.Contains(l, "someone@") || strings.Contains(l, "b@@x") {
+	if l := f.log.String(); strings.Contains(l, "from@example.com") || strings.Contains(l, "someone@") || strings.Contains(l, "login@") || strings.Contains(l, "boss@") || strings.Contains(l, "b@@x") {
 		t.Errorf("addresses in the log: %s", l)
 	}
 }
@@ -642,6 +702,21 @@ func FuzzDecoder(f *testing.F) {
 			}
 		}
 	})
+}
+
+func BenchmarkData(b *testing.B) {
+	msg := "Subject: x\r\n\r\n" + strings.Repeat(strings.Repeat("x", 74)+"\r\n", 1<<20/76) + ".\r\n"
+	f := start(b, func(c *Config, _ *Listener) { c.Log = nil })
+	f.intake.commit = func(context.Context, envelope.Envelope) error { return &Refusal{Code: 450, Text: "not kept"} }
+	c := f.hello()
+	_ = c.c.SetDeadline(time.Time{})
+	b.SetBytes(int64(len(msg)))
+	for b.Loop() {
+		c.envelope()
+		c.cmd("DATA", "354")
+		c.send(msg)
+		c.want("450")
+	}
 }
 
 // FuzzSession lets a client say anything: the session must end, without a panic and without
