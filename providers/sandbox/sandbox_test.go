@@ -40,8 +40,10 @@ func suite() providertest.Suite {
 		Info:    Info,
 		Success: []providertest.Answer{{Name: "accepted", Reply: accepted, MessageID: "sb-1"}},
 		Errors: []providertest.Answer{
-			{Name: "one rejected", Body: `{"id":"a","recipients":[{"email":"r1@example.org","result":"rejected","reason":"invalid"},{"email":"r0@example.org","result":"accepted"},{"email":"r2@example.org","result":"deferred","message":"450 later"}]}`,
-				Verdicts: []providers.Verdict{providers.Accepted, providers.Rejected, providers.Deferred}, Reasons: []string{"", event.ReasonInvalid, ""}},
+			{
+				Name: "one rejected", Body: `{"id":"a","recipients":[{"email":"r1@example.org","result":"rejected","reason":"invalid"},{"email":"r0@example.org","result":"accepted"},{"email":"r2@example.org","result":"deferred","message":"450 later"}]}`,
+				Verdicts: []providers.Verdict{providers.Accepted, providers.Rejected, providers.Deferred}, Reasons: []string{"", event.ReasonInvalid, ""},
+			},
 			{Name: "bad key", Status: 401, Body: `{"error":{"code":"bad_key","message":"no"}}`, Kind: providers.Operator, Code: "bad_key"},
 			{Name: "sender domain", Status: 403, Body: `{"error":{"code":"sender_not_verified"}}`, Kind: providers.Operator, Scope: providers.ScopeDomain},
 			{Name: "rate", Status: 429, Header: map[string]string{"Retry-After": "5"}, Kind: providers.RateLimited, RetryAfter: 5 * time.Second},

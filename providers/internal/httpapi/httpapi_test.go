@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bufio"
+	"bytes"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -247,6 +248,12 @@ func TestCase073_Redirects(t *testing.T) {
 
 // TestCase074_Bombs bounds what is read of an answer, and how long.
 func TestCase074_Bombs(t *testing.T) {
+	var bomb bytes.Buffer
+	z := gzip.NewWriter(&bomb)
+	for range 16 {
+		z.Write(make([]byte, 1<<20))
+	}
+	z.Close()
 	for _, tt := range []struct {
 		name  string
 		serve http.HandlerFunc
@@ -260,13 +267,7 @@ func TestCase074_Bombs(t *testing.T) {
 		}},
 		{"gzip bomb", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
-			z := gzip.NewWriter(w)
-			for range 16 {
-				if _, err := z.Write(make([]byte, 1<<20)); err != nil {
-					return
-				}
-			}
-			z.Close()
+			w.Write(bomb.Bytes())
 		}},
 		{"slow body", func(w http.ResponseWriter, r *http.Request) {
 			for {
@@ -420,5 +421,52 @@ func TestWrongLength(t *testing.T) {
 		if providers.KindOf(err) != providers.Transient || !errors.Is(err, ErrLength) || whole.Load() != 0 {
 			t.Errorf("size %d: got %v, %d whole requests", size, err, whole.Load())
 		}
+	}
+}
+
+// TestEarlyAnswer takes the answer of a server that does not want the rest of the body.
+func TestEarlyAnswer(t *testing.T) {
+	for _, status := range []int{401, 413} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+		c := client(t)
+		resp, err := c.Do(t.Context(), post(srv.URL, strings.Repeat("x", 9<<20)))
+		srv.Close()
+		// Whether the answer or the reset of the connection is seen first is a matter of luck; neither may be taken for Ambiguous.
+		if err != nil && providers.KindOf(err) != providers.Transient || err == nil && resp.Status != status {
+			t.Errorf("%d: got %+v, %v", status, resp, err)
+		}
+	}
+}
+
+// TestHTTP2 makes calls over one multiplexed connection: exact length, and the answer lost after the body is Ambiguous.
+func TestHTTP2(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		if r.ProtoMajor != 2 || r.ContentLength != int64(len(b)) || r.Header.Get("Idempotency-Key") != "k" {
+			t.Errorf("got HTTP/%d, length %d for %d bytes, %v", r.ProtoMajor, r.ContentLength, len(b), r.Header)
+		}
+		if r.URL.Path == "/lost" {
+			panic(http.ErrAbortHandler)
+		}
+		io.WriteString(w, "{}")
+	}))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	defer srv.Close()
+	h, err := safehttp.New(safehttp.Config{Proxy: "none", RootCAs: srv.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.CloseIdleConnections()
+	c := client(t)
+	c.HTTP = h
+	r := post(srv.URL+"/ok", strings.Repeat("x", 1<<20))
+	r.Header.Set("Idempotency-Key", "k")
+	if resp, err := c.Do(t.Context(), r); err != nil || resp.Status != 200 {
+		t.Errorf("got %+v, %v", resp, err)
+	}
+	r.URL = srv.URL + "/lost"
+	if _, err := c.Do(t.Context(), r); providers.KindOf(err) != providers.Ambiguous {
+		t.Errorf("got %v, want Ambiguous", err)
 	}
 }
