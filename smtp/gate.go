@@ -241,7 +241,11 @@ func (g *gate) handshake() bool {
 	_ = raw.SetWriteDeadline(time.Now().Add(g.l.WriteTimeout))
 	tc := tls.Server(raw, g.l.TLSConfig)
 	if err := tc.HandshakeContext(ctx); err != nil {
-		g.log.Warn(logTLSFailed, "err", clip(err.Error()))
+		level := slog.LevelWarn
+		if errors.Is(err, io.EOF) { // a port check
+			level = slog.LevelDebug
+		}
+		g.log.Log(ctx, level, logTLSFailed, "err", clip(err.Error()))
 		g.dead = true
 		return false
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/emersion/go-sasl"
 	gosmtp "github.com/emersion/go-smtp"
@@ -104,7 +105,7 @@ func (s *session) Mail(_ string, o *gosmtp.MailOptions) error {
 		s.Reset()
 		s.env = envelope.Envelope{
 			From: from, EnvID: o.EnvelopeID, Ret: string(o.Return), UTF8: o.UTF8, EightBit: o.Body == gosmtp.Body8BitMIME,
-			Listener: g.l.Name, Peer: g.peer.String(), Helo: clip(g.helo), AuthUser: g.user,
+			Listener: g.l.Name, Peer: g.peer.String(), Helo: strings.ToValidUTF8(g.helo, "?"), AuthUser: g.user,
 		}
 		return nil
 	})
@@ -176,7 +177,7 @@ func originalRecipient(o *gosmtp.RcptOptions) (string, *Refusal) {
 	if o.OriginalRecipient == "" {
 		return "", nil
 	}
-	if hasControl(o.OriginalRecipient) || strings.Contains(o.OriginalRecipient, "\t") || len(o.OriginalRecipient) > 500 {
+	if hasControl(o.OriginalRecipient) || !utf8.ValidString(o.OriginalRecipient) || strings.Contains(o.OriginalRecipient, "\t") || len(o.OriginalRecipient) > 500 {
 		return "", &Refusal{Code: 501, Enhanced: [3]int{5, 5, 4}, Text: "Malformed ORCPT", Reason: reasonAddress}
 	}
 	return strings.ToLower(string(o.OriginalRecipientType)) + ";" + o.OriginalRecipient, nil

@@ -102,6 +102,19 @@ func TestEnvelope(t *testing.T) {
 	}
 }
 
+func TestHeloThatIsNotUTF8(t *testing.T) {
+	f := start(t, nil)
+	c := f.dial()
+	c.want("220")
+	c.cmd("HELO b\xfcro PC(x)", "250")
+	c.envelope()
+	c.data(plainMail, "250")
+	m := f.wantMails(1)[0]
+	if m.env.Helo != "b?ro" || !strings.HasPrefix(m.body, "Received: from b?ro (") {
+		t.Errorf("helo %q, stored %q", m.env.Helo, m.body)
+	}
+}
+
 func TestDSNParameters(t *testing.T) {
 	f := start(t, func(_ *Config, l *Listener) { l.DSN, l.MaxErrors = true, 100 })
 	c := f.hello()
@@ -111,7 +124,7 @@ func TestDSNParameters(t *testing.T) {
 	c.cmd("MAIL FROM:<a@example.com> SMTPUTF8", "250")
 	for _, p := range []string{
 		"NOTIFY=NEVER,SUCCESS", "NOTIFY=", "NOTIFY=SOMETIMES", "NOTIFY=DELAY,DELAY", "ORCPT=b@example.net", "ORCPT=rfc822;", "ORCPT=rfc822;a+0Ab",
-		`ORCPT=utf-8;a\x{09}b`, "ORCPT=rfc822;a ORCPT=rfc822;b",
+		`ORCPT=utf-8;a\x{09}b`, "ORCPT=utf-8;a\xffb", "ORCPT=rfc822;a ORCPT=rfc822;b",
 	} {
 		c.cmd("RCPT TO:<b@example.net> "+p, "501 5.5.4")
 	}

@@ -49,7 +49,7 @@ type Transaction interface {
 	io.Writer
 	// Commit checks the mail and makes it durable; nil is answered with 250. Its context is
 	// not cancelled when the client goes away (RFC 1047), only when a shutdown runs out of
-	// time; ClientGone tells the former.
+	// time; ClientGone tells the former. A shutdown waits for Commit to return.
 	Commit(ctx context.Context, e envelope.Envelope) error
 	Abort()
 }
