@@ -324,6 +324,14 @@ func (t *tx) place(ctx context.Context, e *event.Event, now time.Time, last bool
 	if err != nil || m == nil {
 		return unmatched, err
 	}
+	if t.s.d.shared { // look again, now that no other node changes it
+		if err := t.lockMail(ctx, m.mail.Envelope.ID); err != nil {
+			return unmatched, err
+		}
+		if m, err = t.correlate(ctx, e); err != nil || m == nil {
+			return unmatched, err
+		}
+	}
 	env := &m.mail.Envelope
 	// Our reference in an event says that the ESP has the call, whatever we know of its answer.
 	if m.byRef && (m.call.State == CallOpen || m.call.State == CallAmbiguous || m.call.State == CallRetry) {
@@ -621,6 +629,14 @@ func (t *tx) record(ctx context.Context, e *event.Event, now time.Time) (bool, e
 		}
 		if flying > 0 {
 			return true, t.withhold(ctx, e, now)
+		}
+		if t.s.d.shared { // the last call's answer may have been stored between the two looks
+			if p, err := t.place(ctx, e, now, false); err != nil || p != unmatched {
+				if p == waiting && err == nil {
+					err = t.withhold(ctx, e, now)
+				}
+				return p != known, err
+			}
 		}
 	}
 	return t.insertEvent(ctx, e, unmatchedFact(e))

@@ -2,17 +2,75 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"net"
 	"strings"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // pgNow is the database's clock in microseconds: leases must not depend on the clocks of the nodes.
 const pgNow = `(extract(epoch FROM clock_timestamp()) * 1000000)::bigint`
 
-func (s *Store) openPostgres(context.Context) error {
-	return errors.New("this build has no PostgreSQL driver")
+// channel carries wake-ups between the nodes.
+const channel = "smtpbridge"
+
+// migrationLock keeps two nodes that start at once from migrating together.
+const migrationLock = 0x736d747062726467
+
+func (s *Store) openPostgres(ctx context.Context) error {
+	cfg, err := pgx.ParseConfig(s.o.URL)
+	if err != nil {
+		return errors.New("the postgres url cannot be parsed") // its text may hold a password
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 10 * time.Second
+	}
+	cfg.RuntimeParams["application_name"] = "smtpbridge"
+	cfg.RuntimeParams["synchronous_commit"] = "on"
+	cfg.RuntimeParams["timezone"] = "UTC"
+	if s.o.ReadOnly {
+		cfg.RuntimeParams["default_transaction_read_only"] = "on"
+	}
+	s.db = stdlib.OpenDB(*cfg)
+	s.db.SetMaxOpenConns(32)
+	s.db.SetMaxIdleConns(16)
+	s.readTx = &sql.TxOptions{ReadOnly: true, Isolation: sql.LevelRepeatableRead}
+	close(s.writerGone)
+	if s.o.ReadOnly {
+		return s.checkVersion(ctx, s.db)
+	}
+	lock, err := s.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if _, err := lock.ExecContext(ctx, "SELECT pg_advisory_lock($1)", int64(migrationLock)); err != nil {
+		return err
+	}
+	err = s.migrate(ctx, s.db)
+	if _, uerr := lock.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock($1)", int64(migrationLock)); err == nil {
+		err = uerr
+	}
+	if err != nil {
+		return err
+	}
+	back, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stopBack = stop
+	s.background.Add(2)
+	go func() {
+		defer s.background.Done()
+		s.listen(back, cfg)
+	}()
+	go func() {
+		defer s.background.Done()
+		s.renew(back)
+	}()
+	return nil
 }
 
 // notice says in a notification whom a commit wakes.
@@ -27,8 +85,100 @@ func notice(t *tx) string {
 	return b.String()
 }
 
+// listen wakes the subscribers when another node committed, and once a second besides: a
+// notification may be lost with its connection, and becoming due sends none.
+func (s *Store) listen(ctx context.Context, cfg *pgx.ConnConfig) {
+	var conn *pgx.Conn
+	defer func() {
+		if conn != nil {
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			_ = conn.Close(end)
+			cancel()
+		}
+	}()
+	for ctx.Err() == nil {
+		second, cancel := context.WithTimeout(ctx, time.Second)
+		if conn == nil {
+			c, err := pgx.ConnectConfig(second, cfg)
+			if err == nil {
+				if _, err = c.Exec(second, "LISTEN "+channel); err != nil {
+					_ = c.Close(second)
+				} else {
+					conn = c
+				}
+			}
+			if err != nil && ctx.Err() == nil {
+				s.log("postgres listen failed", "error", err)
+				<-second.Done()
+			}
+		}
+		if conn != nil {
+			n, err := conn.WaitForNotification(second)
+			switch {
+			case err == nil:
+				if strings.Contains(n.Payload, "q") {
+					s.wake(TopicQueue)
+				}
+				if strings.Contains(n.Payload, "e") {
+					s.wake(TopicEvents)
+				}
+				cancel()
+				continue
+			case second.Err() == nil || conn.IsClosed():
+				end, stop := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+				_ = conn.Close(end)
+				stop()
+				conn = nil
+			}
+		}
+		cancel()
+		s.wake(TopicQueue)
+		s.wake(TopicEvents)
+	}
+}
+
+// renew lengthens the leases this node holds. One it could not renew in time may be claimed by
+// another node: Start and Settle then find its token gone.
+func (s *Store) renew(ctx context.Context) {
+	tick := time.NewTicker(s.o.Lease / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var ids, tokens []int64
+		s.leases.mu.Lock()
+		for id, l := range s.leases.byJob {
+			ids, tokens = append(ids, id), append(tokens, l.token)
+		}
+		s.leases.mu.Unlock()
+		if len(ids) == 0 {
+			continue
+		}
+		err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
+			_, err := t.exec(ctx, `UPDATE jobs SET lease_until = `+pgNow+` + ? FROM unnest(?::bigint[], ?::bigint[]) AS mine (id, token)
+				WHERE jobs.id = mine.id AND jobs.lease = mine.token AND jobs.lease_until > `+pgNow, s.o.Lease.Microseconds(), ids, tokens)
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			s.log("lease renewal failed", "error", err)
+		}
+	}
+}
+
 // retryable reports whether a transaction certainly did not commit and may be tried again at once.
 func retryable(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
+	if errors.As(err, &pg) {
+		return pg.Code == "40001" || pg.Code == "40P01"
+	}
+	// A pooled connection the server closed while it was idle: nothing was sent.
+	return pgconn.SafeToRetry(err) && !errors.Is(err, context.DeadlineExceeded) && !isDial(err)
+}
+
+func isDial(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }

@@ -235,6 +235,9 @@ func (s *Store) resolve(ctx context.Context, claims []*Claim) ([]*Claim, error) 
 					return err
 				}
 				if len(calls) == 1 {
+					if err := t.lockMail(ctx, calls[0].MailID); err != nil {
+						return err
+					}
 					if err := t.acceptProven(ctx, &calls[0], "", s.now()); err != nil {
 						return err
 					}
@@ -334,14 +337,14 @@ func (s *Store) Start(ctx context.Context, c *Claim, calls []Call) ([]Call, erro
 
 func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) {
 	now := t.s.now()
-	if err := t.owns(ctx, c); err != nil {
-		return nil, err
-	}
-	var state string
+	var state string // the mail is locked before the job, here as everywhere
 	if err := t.get(ctx, []any{&state}, "SELECT state FROM mails WHERE id = ?"+t.s.d.forUpdate, c.Job.MailID); err != nil {
 		if errors.Is(err, ErrNotFound) {
 			err = ErrStale
 		}
+		return nil, err
+	}
+	if err := t.owns(ctx, c); err != nil {
 		return nil, err
 	}
 	if state != string(MailQueued) {
@@ -398,6 +401,9 @@ func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) 
 			k.Attempt++
 			if len(call.Looked) > len(k.Looked) {
 				k.Looked = call.Looked
+			}
+			if _, err := t.exec(ctx, "UPDATE attempts SET state = 'ambiguous' WHERE call_id = ? AND state = 'open'", k.ID); err != nil {
+				return nil, err // its answer was lost with the lease it ran under
 			}
 			if _, err := t.exec(ctx, "UPDATE calls SET state = ?, attempt = ?, started = ?, looked = ?, detail = '' WHERE id = ?",
 				string(CallOpen), k.Attempt, us(now), mustJSON(k.Looked), k.ID); err != nil {
@@ -507,17 +513,15 @@ func (s *Store) Settle(ctx context.Context, st Settlement) error {
 func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error) {
 	now := t.s.now()
 	id, jobID := st.Claim.Job.MailID, st.Claim.Job.ID
+	// One settlement of a mail at a time: the last one sees that it is finished.
+	if err := t.lockMail(ctx, id); err != nil {
+		return false, err
+	}
 	switch err := t.owns(ctx, st.Claim); {
 	case errors.Is(err, ErrStale):
 		stale = true
 	case err != nil:
 		return false, err
-	}
-	if t.s.d.shared { // one settlement of a mail at a time: whether it is finished is seen by the last
-		var state string
-		if err := t.get(ctx, []any{&state}, "SELECT state FROM mails WHERE id = ? FOR UPDATE", id); err != nil && !errors.Is(err, ErrNotFound) {
-			return false, err
-		}
 	}
 	m, err := t.mail(ctx, id)
 	if errors.Is(err, ErrNotFound) {
@@ -676,6 +680,19 @@ func (t *tx) settleCall(ctx context.Context, res *CallResult, now time.Time) (ca
 	_, err = t.exec(ctx, "UPDATE calls SET state = ?, provider_message_id = ?, http_status = ?, detail = ?, looked = ? WHERE id = ?",
 		string(row.State), text(row.ProviderMessageID), row.HTTPStatus, row.Detail, mustJSON(row.Looked), row.ID)
 	return &row, covered, err
+}
+
+// lockMail keeps other nodes from changing a mail until this transaction ends.
+func (t *tx) lockMail(ctx context.Context, id string) error {
+	if !t.s.d.shared {
+		return nil
+	}
+	var one int64
+	err := t.get(ctx, []any{&one}, "SELECT 1 FROM mails WHERE id = ? FOR UPDATE", id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 func (t *tx) setRcpt(ctx context.Context, id string, r RcptResult, now time.Time) error {

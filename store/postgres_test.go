@@ -1,0 +1,342 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"smtpbridge/event"
+)
+
+// cluster is a private PostgreSQL server on a socket in a temporary directory.
+type cluster struct {
+	dir  string
+	next atomic.Int64
+}
+
+// startCluster starts a server as user postgres (it refuses to run as root), or skips the test.
+func startCluster(t *testing.T) *cluster {
+	t.Helper()
+	var bin string
+	for _, p := range []string{"17", "16", "15"} {
+		if d := "/usr/lib/postgresql/" + p + "/bin"; exists(d + "/initdb") {
+			bin = d
+			break
+		}
+	}
+	if bin == "" {
+		t.Skip("no PostgreSQL server in /usr/lib/postgresql: install the package postgresql to run these tests")
+	}
+	dir, err := os.MkdirTemp("", "pg") // t.TempDir's path may be too long for a socket, and is closed to other users
+	if err != nil {
+		t.Fatal(err)
+	}
+	var attr *syscall.SysProcAttr
+	if os.Getuid() == 0 {
+		u, err := user.Lookup("postgres")
+		if err != nil {
+			os.RemoveAll(dir)
+			t.Skip("no user postgres to run the server as")
+		}
+		uid, _ := strconv.Atoi(u.Uid)
+		gid, _ := strconv.Atoi(u.Gid)
+		if err := os.Chown(dir, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+		attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+	}
+	run := func(name string, args ...string) error {
+		cmd := exec.Command(filepath.Join(bin, name), args...)
+		cmd.Dir, cmd.SysProcAttr = dir, attr
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", name, err, out)
+		}
+		return nil
+	}
+	data := filepath.Join(dir, "data")
+	t.Cleanup(func() {
+		_ = run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+		os.RemoveAll(dir)
+	})
+	if err := run("initdb", "-D", data, "-A", "trust", "-U", "bridge", "-E", "UTF8", "--locale=C.UTF-8", "-N"); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing here survives the test, so nothing needs to be synced.
+	opts := "-c listen_addresses= -c unix_socket_directories=" + dir + " -c fsync=off -c full_page_writes=off -c autovacuum=off"
+	if err := run("pg_ctl", "-D", data, "-w", "-o", opts, "-l", filepath.Join(dir, "log"), "start"); err != nil {
+		t.Fatal(err)
+	}
+	return &cluster{dir: dir}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func (c *cluster) url(db string) string {
+	return "postgres:///" + db + "?" + url.Values{"host": {c.dir}, "user": {"bridge"}}.Encode()
+}
+
+// engine gives each fixture a database of its own.
+func (c *cluster) engine(t *testing.T) (Options, opener) {
+	t.Helper()
+	name := fmt.Sprintf("t%d", c.next.Add(1))
+	db, err := sql.Open("pgx", c.url("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	return Options{Dir: t.TempDir(), URL: c.url(name)}, func(t *testing.T, o Options) *Store {
+		t.Helper()
+		s, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+}
+
+func TestPostgres(t *testing.T) {
+	c := startCluster(t)
+	runSuite(t, c.engine)
+	t.Run("two nodes", func(t *testing.T) { testTwoNodes(t, c) })
+	t.Run("lost lease", func(t *testing.T) { testLostLease(t, c) })
+	t.Run("order of the outbox", func(t *testing.T) { testOutboxOrder(t, c) })
+	t.Run("faults", func(t *testing.T) { testPostgresFaults(t, c) })
+	t.Run("unreachable", func(t *testing.T) {
+		_, err := Open(t.Context(), Options{Dir: t.TempDir(), URL: "postgres://bridge:hunter2@127.0.0.1:1/x?connect_timeout=2"})
+		if err == nil || strings.Contains(err.Error(), "hunter2") {
+			t.Fatalf("got %v", err)
+		}
+	})
+}
+
+// node opens another bridge's store on the same database.
+func (f *fixture) node(t *testing.T, o Options) *Store {
+	t.Helper()
+	o.Dir, o.Now, o.KeepBodies = t.TempDir(), f.clock.now, time.Hour
+	s, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func testTwoNodes(t *testing.T, c *cluster) {
+	var opts Options
+	f := newFixture(t, c.engine, func(o *Options) { opts = *o })
+	other := f.node(t, opts)
+	wake, stop := other.Subscribe(TopicQueue)
+	defer stop()
+	evs, stopEvs := other.Subscribe(TopicEvents)
+	defer stopEvs()
+	const n = 60
+	for i := range n {
+		f.accept("a", fmt.Sprintf("u%d@example.org", i))
+	}
+	select {
+	case <-wake:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the other node was not woken")
+	}
+	var mu sync.Mutex
+	seen := map[int64]int{}
+	var wg sync.WaitGroup
+	for _, s := range []*Store{f.Store, other, f.Store, other} {
+		wg.Go(func() {
+			for {
+				cs, err := s.Claim(context.Background(), "a", 4)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if len(cs) == 0 {
+					return
+				}
+				for _, c := range cs {
+					calls, err := s.Start(context.Background(), c, []Call{{Rcpts: []int{0}}})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if err := s.Settle(context.Background(), Settlement{Claim: c, Calls: []CallResult{accepted(calls[0], "pm-"+c.Job.MailID)}}); err != nil {
+						t.Error(err)
+						return
+					}
+					mu.Lock()
+					seen[c.Job.ID]++
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if len(seen) != n {
+		t.Fatalf("got %d jobs, want %d", len(seen), n)
+	}
+	for id, k := range seen {
+		if k != 1 {
+			t.Errorf("job %d was done %d times", id, k)
+		}
+	}
+	select {
+	case <-evs:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the other node was not woken for events")
+	}
+	if got := len(f.follow()); got != n {
+		t.Fatalf("got %d events", got)
+	}
+}
+
+func testLostLease(t *testing.T, c *cluster) {
+	var opts Options
+	f := newFixture(t, c.engine, func(o *Options) { o.Lease = 300 * time.Millisecond; opts = *o })
+	other := f.node(t, opts)
+	id := f.accept("a", "one@example.org", "two@example.org")
+	cl := f.claim("a")
+	call := f.start(cl, 0)
+	// While the node lives its lease is renewed.
+	end := time.Now().Add(time.Second)
+	waitFor(t, func() bool {
+		if cs, err := other.Claim(t.Context(), "a", 1); err != nil || len(cs) != 0 {
+			t.Fatalf("a living node's job was claimed: %v %v", cs, err)
+		}
+		return time.Now().After(end)
+	})
+	f.stopBack() // the node hangs: no renewal
+	var cs []*Claim
+	waitFor(t, func() bool {
+		var err error
+		if cs, err = other.Claim(t.Context(), "a", 1); err != nil {
+			t.Fatal(err)
+		}
+		return len(cs) == 1
+	})
+	if len(cs[0].Open) != 1 || cs[0].Open[0].State != CallAmbiguous || len(cs[0].Rcpts) != 1 {
+		t.Fatalf("got %+v", cs[0])
+	}
+	if _, err := f.Start(t.Context(), cl, []Call{{Rcpts: []int{1}}}); !errors.Is(err, ErrStale) {
+		t.Fatalf("got %v", err)
+	}
+	// The hanging node's call was accepted after all: that is never lost, and nothing else is touched.
+	r, ev := sent(cl, 0, "pm")
+	if err := f.Settle(t.Context(), Settlement{Claim: cl, Calls: []CallResult{accepted(call, "pm")}, Rcpts: []RcptResult{r, {N: 1, State: RcptQueued}}, Events: []event.Event{ev}, NextAt: f.clock.now().Add(time.Hour)}); !errors.Is(err, ErrStale) {
+		t.Fatalf("got %v", err)
+	}
+	f.wantRcpt(id, 0, RcptSent, event.Sent)
+	if d := f.detail(id); len(d.Jobs) != 1 || len(d.Jobs[0].Rcpts) != 1 || d.Jobs[0].NextAt.After(f.clock.now()) || d.Calls[0].State != CallAccepted {
+		t.Fatalf("got %+v", d)
+	}
+	// The other node's repeat of the call finds it settled.
+	if _, err := other.Start(t.Context(), cs[0], []Call{cs[0].Open[0]}); !errors.Is(err, ErrStale) {
+		t.Fatalf("got %v", err)
+	}
+	f.wantEvents("sent(one@example.org) ")
+}
+
+// testOutboxOrder: a transaction that began earlier commits later; a follower must not pass it by.
+func testOutboxOrder(t *testing.T, c *cluster) {
+	f := newFixture(t, c.engine)
+	inside, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		err := f.do(context.Background(), 0, func(ctx context.Context, t *tx) error {
+			e := event.Event{ID: "slow", Kind: event.Unknown, Account: "a"}
+			if _, err := t.insertEvent(ctx, &e, ""); err != nil {
+				return err
+			}
+			once.Do(func() { close(inside) })
+			<-goOn
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	<-inside
+	f.record(1, event.Event{ID: "quick", Kind: event.Unknown})
+	evs, cursor, err := f.Follow(t.Context(), "", 10)
+	if err != nil || len(evs) != 0 {
+		t.Fatalf("got %v %v", evs, err)
+	}
+	close(goOn)
+	wg.Wait()
+	if evs, _, err = f.Follow(t.Context(), cursor, 10); err != nil || len(evs) != 2 {
+		t.Fatalf("got %v %v", evs, err)
+	}
+}
+
+// testPostgresFaults fails each statement and commit of accept, start and settle in turn.
+func testPostgresFaults(t *testing.T, c *cluster) {
+	var opts Options
+	newFixture(t, c.engine, func(o *Options) { o.InlineBody = 1024; opts = *o })
+	for n := int64(1); ; n++ {
+		fail := &failNth{at: n, err: errInjected}
+		fail.off.Store(true)
+		o := opts
+		o.Dir = t.TempDir()
+		s, err := open(t.Context(), o, fail.hook)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fail.off.Store(false)
+		m := testMail(time.Now(), "u@example.org")
+		id, account := m.Envelope.ID, fmt.Sprint("a", n)
+		body := random(t, 300_000)
+		acked := false
+		if r, err := s.Begin(t.Context()); err == nil {
+			if _, err = r.Write(body); err == nil {
+				acked = r.Commit(t.Context(), m, []NewJob{{Accounts: []string{account}, Rcpts: []int{0}}}) == nil
+			}
+			r.Abort()
+		}
+		settled := false
+		if cs, err := s.Claim(t.Context(), account, 1); err == nil && len(cs) == 1 {
+			if calls, err := s.Start(t.Context(), cs[0], []Call{{Rcpts: []int{0}}}); err == nil {
+				settled = s.Settle(t.Context(), Settlement{Claim: cs[0], Calls: []CallResult{accepted(calls[0], id)}}) == nil
+			}
+		}
+		fail.off.Store(true)
+		d, err := s.Detail(t.Context(), id)
+		if (err == nil) != acked {
+			t.Fatalf("call %d: acknowledged %v, but %v", n, acked, err)
+		}
+		if acked {
+			b, err := s.Body(t.Context(), id)
+			if err != nil {
+				t.Fatalf("call %d: %v", n, err)
+			}
+			readBody(t, b, body)
+			if len(d.Events) > 1 || (len(d.Events) == 1) != d.Rcpts[0].State.Final() || settled && len(d.Events) != 1 {
+				t.Fatalf("call %d: settled %v, %s with %d events", n, settled, d.Rcpts[0].State, len(d.Events))
+			}
+		}
+		s.Close()
+		if fail.n < n {
+			if n < 15 {
+				t.Fatalf("only %d calls", n)
+			}
+			break
+		}
+	}
+}
