@@ -135,7 +135,7 @@ func showDemo(ctx context.Context, b *Bridge, out io.Writer, addr string, once b
 	enough := errors.New("enough")
 	said := false
 	err = svc.Events(limit, admin.EventQuery{Follow: true}, func(e event.Event) error {
-		if err := dsn.WriteText(out, e); err != nil {
+		if _, err := out.Write(dsn.AppendText(nil, e)); err != nil {
 			return err
 		}
 		delete(open, e.Kind)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -42,7 +41,7 @@ public form, one object a line), dsn (the fields of RFC 3464).`,
 		if kind != "" && !q.Kind.Known() {
 			return &exitError{2, fmt.Errorf("--event %q is no kind of event", kind)}
 		}
-		write, ok := map[string]func(io.Writer, event.Event) error{"text": dsn.WriteText, "json": dsn.WriteJSON, "dsn": dsn.WriteFields}[format]
+		render, ok := renderers[format]
 		if !ok {
 			return &exitError{2, fmt.Errorf("--format %q is not text, json or dsn", format)}
 		}
@@ -51,13 +50,27 @@ public form, one object a line), dsn (the fields of RFC 3464).`,
 			return err
 		}
 		defer api.close()
-		err = api.Events(c.Context(), q, func(e event.Event) error { return write(c.OutOrStdout(), e) })
+		err = api.Events(c.Context(), q, func(e event.Event) error {
+			_, err := c.OutOrStdout().Write(render(nil, e, api.cfg.Hostname))
+			return err
+		})
 		if c.Context().Err() != nil && q.Follow {
 			return nil
 		}
 		return err
 	}
 	return c
+}
+
+// renderers append one event in a format, with its line end; host is the reporting MTA.
+var renderers = map[string]func(b []byte, e event.Event, host string) []byte{
+	"text": func(b []byte, e event.Event, _ string) []byte { return dsn.AppendText(b, e) },
+	"dsn":  dsn.AppendFields,
+	"json": func(b []byte, e event.Event, _ string) []byte {
+		e.Sanitize() // leaves nothing that JSON cannot write
+		b, _ = e.AppendJSON(b)
+		return append(b, '\n')
+	},
 }
 
 func parseSince(s string, now time.Time) (time.Time, error) {
