@@ -670,6 +670,21 @@ func (s Suite) secrets(t *testing.T) {
 			}
 		}
 	}
+	// As the id of a call that was taken.
+	if id := s.Success[0].MessageID; id != "" {
+		rec := &recorder{reply: func(c *Call) Answer {
+			a := s.Success[0]
+			a.Body, a.Reply = strings.ReplaceAll(a.text(c), id, Key), nil
+			return a
+		}}
+		p := s.New(t, "http://api.invalid", rec)
+		m := Plain(t, p.Capabilities(), 1)
+		if out, err := p.Send(t.Context(), m); err != nil {
+			asError(t, "key as id", err)
+		} else {
+			CheckOutcome(t, m, out)
+		}
+	}
 	// A failed connection: net/http puts the URL into its errors.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

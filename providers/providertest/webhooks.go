@@ -231,6 +231,16 @@ func (s Suite) hostile(t *testing.T, f Fixture, p providers.WebhookParser) {
 			refused(name, none, clone(f.Body), f.Body)
 		}
 	}
+	if s.Sign != nil {
+		// Signed with an empty key: an account without a secret must not compute the same.
+		forged := f.Request(f.Body)
+		s.Sign(t, forged, f.Body, FixtureSecret{Kind: f.Secret.Kind, KeyID: f.Secret.KeyID}, f.clock())
+		for name, secrets := range map[string][]secret.String{"no secret, empty key": {}, "empty secret, empty key": {secret.New("")}} {
+			if none := s.parser(t, f, secrets); none != nil {
+				refused(name, none, forged.Clone(forged.Context()), f.Body)
+			}
+		}
+	}
 	if s.Configure != nil {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +59,10 @@ func suite() providertest.Suite {
 			return s
 		},
 		Webhooks: "testdata/webhook",
+		Sign: func(_ testing.TB, r *http.Request, body []byte, s providertest.FixtureSecret, now time.Time) {
+			r.Header.Set(twin.TimestampHeader, strconv.FormatInt(now.Unix(), 10))
+			r.Header.Set(twin.SignatureHeader, twin.Sign(s.Value, now.Unix(), body))
+		},
 	}
 }
 
