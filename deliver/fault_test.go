@@ -569,8 +569,8 @@ func TestSendAtIsHeldHere(t *testing.T) {
 		if n := len(esp.seen()); n != 0 {
 			t.Errorf("%d calls before its time", n)
 		}
-		if j := b.detail(id).Jobs; len(j) == 1 && j[0].Expires.Sub(time.Now()) < 2*time.Hour {
-			t.Errorf("its life ends %s after its time", j[0].Expires.Sub(time.Now()))
+		if j := b.detail(id).Jobs; len(j) == 1 && time.Until(j[0].Expires) < 2*time.Hour {
+			t.Errorf("its life ends %s after its time", time.Until(j[0].Expires))
 		}
 		b.after(2 * time.Minute)
 		b.wantStates(id, "r=sent")
@@ -589,17 +589,17 @@ func TestThroughputKeepsOrderOfNothingLost(t *testing.T) {
 		b.cfg.Accounts["a"].MaxConcurrent = 10
 		b.start()
 		var ids []string
-		for range 200 {
+		for range 60 {
 			ids = append(ids, b.submit("r@r.example"))
 		}
 		begin := time.Now()
 		b.after(4 * time.Second)
 		calls := esp.seen()
-		if len(calls) != 200 {
+		if len(calls) != 60 {
 			t.Fatalf("%d calls", len(calls))
 		}
-		if took := calls[len(calls)-1].at.Sub(begin); took > 3*time.Second {
-			t.Errorf("200 mails of 0.1 s at 10 at once took %s", took)
+		if took := calls[len(calls)-1].at.Sub(begin); took > time.Second {
+			t.Errorf("60 mails of 0.1 s at 10 at once took %s", took)
 		}
 		for _, id := range ids {
 			b.wantStates(id, "r=sent")
@@ -608,7 +608,7 @@ func TestThroughputKeepsOrderOfNothingLost(t *testing.T) {
 		for _, c := range calls {
 			refs[c.ref] = true
 		}
-		if len(refs) != 200 {
+		if len(refs) != 60 {
 			t.Errorf("%d references", len(refs))
 		}
 	})

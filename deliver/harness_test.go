@@ -196,7 +196,7 @@ func (b *bench) start() {
 		q = b.queue(q)
 	}
 	c := RunnerConfig{
-		Queue: q, Planner: NewPlanner(b.cfg), Clock: b.clock, LogAddresses: true,
+		Queue: q, Planner: NewPlanner(b.cfg), Clock: b.clock, LogAddresses: true, Refresh: 5 * time.Minute,
 		Log: slog.New(slog.NewTextHandler(b.log, nil)),
 	}
 	if b.config != nil {

@@ -131,7 +131,7 @@ func (l *lane) step(ctx context.Context) time.Duration {
 			l.evacuate(ctx, until)
 		}
 		if state == Stopped {
-			return sweepEvery
+			return forever
 		}
 		return max(until.Sub(l.r.clock.Now()), time.Millisecond)
 	}

@@ -23,9 +23,9 @@ const (
 	defaultGrace = 65 * time.Second
 	// sweepEvery is how often mail under a pause is checked for its expiry, and pauses for what
 	// another node or an operator did.
-	sweepEvery = time.Minute
-	// refreshEvery is how often account states are read again, as other nodes may have changed them.
-	refreshEvery = 10 * time.Second
+	sweepEvery = 5 * time.Minute
+	// defaultRefresh is how often account states are read again, as other nodes may have changed them.
+	defaultRefresh = 10 * time.Second
 	// clockEvery is how often the wall clock is compared with the steady one.
 	clockEvery = 10 * time.Second
 	// clockJump is how far the wall clock may stray from the steady one between two looks.
@@ -43,7 +43,8 @@ type RunnerConfig struct {
 	LogAddresses bool
 	Grace        time.Duration // for calls in flight at the end; 0 = 65 s
 	// Nodes is how many bridges share the queue now: each takes its part of an account's rate. nil = one.
-	Nodes func() int
+	Nodes   func() int
+	Refresh time.Duration // how often account states that other nodes write are read; 0 = 10 s
 	// Observe is told of every finished call, for metrics; outcome is "accepted", "refused" or a kind of failure. nil = nobody.
 	Observe func(account, outcome string, elapsed time.Duration)
 }
@@ -55,6 +56,7 @@ type Runner struct {
 	clock   Clock
 	log     journal
 	grace   time.Duration
+	refresh time.Duration
 	nodes   func() int
 	observe func(account, outcome string, elapsed time.Duration)
 
@@ -71,7 +73,6 @@ type Runner struct {
 	expect map[string][]*Expectation
 	start  func(*lane) // set while Run runs
 	reload chan struct{}
-	closed bool
 
 	work     sync.WaitGroup
 	workCtx  context.Context // of calls in flight: outlasts that of Run by the grace time
@@ -81,7 +82,7 @@ type Runner struct {
 // NewRunner makes a Runner. Nothing happens before Run.
 func NewRunner(c RunnerConfig) *Runner {
 	r := &Runner{
-		q: c.Queue, clock: c.Clock, grace: c.Grace, nodes: c.Nodes, observe: c.Observe,
+		q: c.Queue, clock: c.Clock, grace: c.Grace, refresh: c.Refresh, nodes: c.Nodes, observe: c.Observe,
 		lanes: map[string]*lane{}, expect: map[string][]*Expectation{}, reload: make(chan struct{}, 1),
 		workCtx: context.Background(),
 	}
@@ -94,6 +95,9 @@ func NewRunner(c RunnerConfig) *Runner {
 	r.log = journal{l: c.Log, addresses: c.LogAddresses}
 	if r.grace <= 0 {
 		r.grace = defaultGrace
+	}
+	if r.refresh <= 0 {
+		r.refresh = defaultRefresh
 	}
 	if r.nodes == nil {
 		r.nodes = func() int { return 1 }
@@ -267,7 +271,8 @@ func (r *Runner) tend(ctx context.Context) {
 	r.checkClock()
 	r.adoptFuture(ctx)
 	swept := r.clock.Mono()
-	for r.pause(ctx, min(refreshEvery, clockEvery)) {
+	refreshed := swept
+	for r.pause(ctx, min(r.refresh, clockEvery)) {
 		if delta := r.checkClock(); delta != 0 {
 			if delta < 0 {
 				r.adoptFuture(ctx)
@@ -276,8 +281,12 @@ func (r *Runner) tend(ctx context.Context) {
 				l.wake()
 			}
 		}
-		r.refreshAccounts(ctx)
-		if now := r.clock.Mono(); now-swept >= sweepEvery {
+		now := r.clock.Mono()
+		if now-refreshed >= r.refresh {
+			refreshed = now
+			r.refreshAccounts(ctx)
+		}
+		if now-swept >= sweepEvery {
 			swept = now
 			r.sweep(ctx)
 		}

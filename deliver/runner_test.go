@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -297,13 +298,14 @@ func TestCase071_OperatorPausesAndResumes(t *testing.T) {
 		t.Run(fmt.Sprintf("checker=%v", check), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				esp := &fake{caps: jsonCaps()}
-				broken := true
-				checks := 0
+				var broken atomic.Bool
+				broken.Store(true)
+				var checks atomic.Int64
 				var p providers.Provider = esp
 				if check {
 					p = checker{esp, func() error {
-						checks++
-						if broken {
+						checks.Add(1)
+						if broken.Load() {
 							return &providers.Error{Op: "check", Kind: providers.Operator, Msg: "still bad"}
 						}
 						return nil
@@ -320,8 +322,8 @@ func TestCase071_OperatorPausesAndResumes(t *testing.T) {
 				}
 				b.after(40 * time.Minute)
 				calls := len(esp.seen())
-				if check && (calls != 1 || checks < 3 || checks > 7) || !check && (calls < 4 || calls > 8) {
-					t.Errorf("%d calls and %d checks while paused", calls, checks)
+				if check && (calls != 1 || checks.Load() < 3 || checks.Load() > 7) || !check && (calls < 4 || calls > 8) {
+					t.Errorf("%d calls and %d checks while paused", calls, checks.Load())
 				}
 				if n := b.notices(noticePaused); n != 1 {
 					t.Errorf("%d alarms, want one", n)
@@ -335,7 +337,7 @@ func TestCase071_OperatorPausesAndResumes(t *testing.T) {
 						t.Errorf("mail is %s with %d attempts", d.Mail.State, d.Jobs[0].Attempts)
 					}
 				}
-				broken = false
+				broken.Store(false)
 				esp.set(nil)
 				b.after(16 * time.Minute)
 				for _, id := range ids {
@@ -381,9 +383,10 @@ func TestPauseSurvivesRestart(t *testing.T) {
 func TestDomainScope(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		esp := &fake{caps: jsonCaps()}
-		broken := true
+		var broken atomic.Bool
+		broken.Store(true)
 		esp.set(func(m *translate.Mail) (*providers.Outcome, error) {
-			if broken && strings.HasSuffix(m.From.Addr, "@bad.example") {
+			if broken.Load() && strings.HasSuffix(m.From.Addr, "@bad.example") {
 				return nil, &providers.Error{Kind: providers.Operator, Scope: providers.ScopeDomain, Msg: "domain not verified"}
 			}
 			return providers.AllAccepted(m, m.Ref), nil
@@ -405,7 +408,7 @@ func TestDomainScope(t *testing.T) {
 		if n := b.notices(noticePaused); n != 1 {
 			t.Errorf("%d alarms", n)
 		}
-		broken = false
+		broken.Store(false)
 		b.after(20 * time.Minute)
 		b.wantStates(one, "r=sent")
 		b.wantStates(two, "r=sent")
