@@ -5,8 +5,10 @@ import (
 	"smtpbridge/providers"
 	"smtpbridge/providers/lmtp"
 	"smtpbridge/providers/maildir"
+	"smtpbridge/providers/mailpace"
 	"smtpbridge/providers/sandbox"
 	"smtpbridge/providers/smtp"
+	"smtpbridge/providers/smtpeter"
 )
 
 // Registry gives all providers, by name.
@@ -14,7 +16,9 @@ func Registry() providers.Registry {
 	return providers.Registry{
 		lmtp.Info,
 		maildir.Info,
+		mailpace.Info,
 		sandbox.Info,
 		smtp.Info,
+		smtpeter.Info,
 	}
 }

@@ -1,0 +1,186 @@
+package test
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"smtpbridge/admin"
+	"smtpbridge/event"
+	mailpacetwin "smtpbridge/providers/mailpace/twin"
+	smtpetertwin "smtpbridge/providers/smtpeter/twin"
+)
+
+var (
+	kills     = flag.Int("kills", 5, "how often TestKill ends the bridge with kill -9")
+	killMails = flag.Int("kill-mails", 2000, "how many mails TestKill gets accepted")
+)
+
+// TestKill ends the bridge with kill -9 at random moments under load and counts: every mail that got
+// its 250 arrives, none arrives twice at an ESP with idempotency keys, and a mail that arrives
+// twice elsewhere was in a call whose answer the kill cut off. (Cases 54 and 66.)
+func TestKill(t *testing.T) {
+	if testing.Short() {
+		t.Skip("kills a process many times")
+	}
+	mp := mailpacetwin.New(mailpacetwin.Options{Token: "mp-token-0123456789", Keep: 1 << 20})
+	sp := smtpetertwin.New(smtpetertwin.Options{Token: "sp-token-0123456789", Keep: 1 << 20})
+	mpServer, spServer := httptest.NewServer(mp), httptest.NewServer(sp)
+	defer mpServer.Close()
+	defer spServer.Close()
+	dir, port := t.TempDir(), freePort(t)
+	b := newBridge(t, dir, fmt.Sprintf(`hostname = "bridge.example.com"
+data_dir = %q
+[[listener]]
+address = "127.0.0.1:%d"
+[[account]]
+name = "mp"
+provider = "mailpace"
+api_key = "mp-token-0123456789"
+base_url = %q
+[[account]]
+name = "sp"
+provider = "smtpeter"
+api_key = "sp-token-0123456789"
+base_url = %q
+[[route]]
+senders = ["mp.example.com"]
+accounts = ["mp"]
+[[route]]
+senders = ["sp.example.com"]
+accounts = ["sp"]
+[delivery]
+retry = "1s*"
+[webhook]
+address = ""
+[events]
+file = %q
+[log]
+level = "warn"
+`, dir, port, mpServer.URL, spServer.URL, dir+"/events.jsonl"))
+	b.start()
+
+	var (
+		mu    sync.Mutex
+		acked = map[string]bool{} // by the number in the subject
+		count atomic.Int64
+		next  atomic.Int64
+		wg    sync.WaitGroup
+	)
+	addr := fmt.Sprintf("127.0.0.1:%d", port)
+	for w := range 8 {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(w), 1))
+			var c *smtpConn
+			for count.Load() < int64(*killMails) {
+				if c == nil {
+					var err error
+					if c, err = dialSMTP(addr, time.Minute); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				key := fmt.Sprintf("n%06d", next.Add(1))
+				domain := []string{"mp", "sp"}[rnd.IntN(2)]
+				body := strings.Repeat("A line of the body of a mail that is not very long.\r\n", 1+rnd.IntN(20))
+				if rnd.IntN(50) == 0 {
+					body = strings.Repeat(body, 200) // a blob file
+				}
+				mail := fmt.Sprintf("From: <app@%s.example.com>\r\nTo: <r@example.net>\r\nSubject: %s\r\nMessage-ID: <%s@load>\r\nDate: Mon, 02 Nov 2026 10:00:00 +0000\r\n\r\n%s", domain, key, key, body)
+				ok, err := c.send("app@"+domain+".example.com", []string{"r@example.net"}, mail)
+				if ok {
+					mu.Lock()
+					acked[key] = true
+					mu.Unlock()
+					count.Add(1)
+				}
+				if err != nil {
+					c.Close()
+					c = nil
+				}
+			}
+			if c != nil {
+				c.Close()
+			}
+		})
+	}
+	for k := range *kills {
+		at := int64((k + 1) * *killMails / (*kills + 1))
+		until(t, 2*time.Minute, fmt.Sprintf("%d mails accepted", at), func() bool { return count.Load() >= at })
+		time.Sleep(rand.N(20 * time.Millisecond)) // a random moment is the point
+		b.kill()
+		b.start()
+	}
+	wg.Wait()
+
+	arrived := func() (map[string]int, map[string]int) {
+		m, s := map[string]int{}, map[string]int{}
+		for _, x := range mp.Mails() {
+			m[x.Subject]++
+		}
+		for _, x := range sp.Mails() {
+			s[subjectOf(string(x.MIME))]++
+		}
+		return m, s
+	}
+	var missing []string
+	defer func() {
+		if len(missing) > 0 {
+			t.Errorf("%d mails got a 250 and did not arrive: %.10v", len(missing), missing)
+		}
+	}()
+	until(t, 2*time.Minute, "every accepted mail arrived", func() bool {
+		m, s := arrived()
+		missing = missing[:0]
+		for key := range acked {
+			if m[key]+s[key] == 0 {
+				missing = append(missing, key)
+			}
+		}
+		return len(missing) == 0
+	})
+	m, s := arrived()
+	for key, n := range m {
+		if n > 1 {
+			t.Errorf("mail %s arrived %d times at MailPace, which has idempotency keys", key, n)
+		}
+	}
+	twice := 0
+	for key, n := range s {
+		if n < 2 {
+			continue
+		}
+		twice++
+		var found []admin.Detail
+		if err := json.Unmarshal([]byte(b.run("trace", "--json", key+"@load")), &found); err != nil || len(found) != 1 {
+			t.Fatalf("trace %s: %d mails, %v", key, len(found), err)
+		}
+		if !explained(found[0].Events) {
+			t.Errorf("mail %s arrived %d times without a lost answer: %+v", key, n, found[0].Attempts)
+		}
+	}
+	t.Logf("%d mails accepted, %d kills, %d at MailPace, %d at SMTPeter, %d of them twice by a call in flight at a kill", len(acked), *kills, len(m), len(s), twice)
+	b.stop()
+}
+
+func explained(evs []event.Event) bool {
+	for _, e := range evs {
+		if e.Outcome == event.OutcomeUnknown {
+			return true
+		}
+	}
+	return false
+}
+
+func subjectOf(mail string) string {
+	_, rest, _ := strings.Cut(mail, "\r\nSubject: ")
+	subject, _, _ := strings.Cut(rest, "\r\n")
+	return subject
+}
