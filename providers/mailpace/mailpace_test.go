@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/mail"
@@ -475,7 +476,8 @@ func golden(t *testing.T, dir string) {
 	defer srv.Close()
 	p := suite(t).New(t, srv.URL, nil)
 	msg := providertest.Message{EML: string(read("in.eml")), From: env.From, Rcpts: env.Rcpts}
-	for _, m := range msg.Plan(t, p.Capabilities()) {
+	for i, m := range msg.Plan(t, p.Capabilities()) {
+		m.Ref = fmt.Sprintf("%s-%d", providertest.Ref, i)
 		out, err := p.Send(t.Context(), m)
 		if err != nil {
 			t.Fatal(err)
