@@ -31,13 +31,18 @@ type addressParser struct {
 	after      []addrWord // what follows the brackets: nothing, or the name of a mailbox whose comma is missing
 	held       []addrWord // an element without an address before the current one: half of an unquoted "Last, First"
 	noComments bool       // no comment ends behind here
+	noQuotes   bool       // nor a quoted string
 }
 
 type addrWord struct {
-	text   string
-	quoted bool
-	space  bool // white space before it
+	text    string
+	quoted  bool
+	encoded bool // an encoded word (RFC 2047), not decoded yet
+	space   bool // white space before it
 }
+
+// maxWords is how many words of one element are looked at.
+const maxWords = 1000
 
 func (a *addressParser) parse() {
 	s := a.s
@@ -64,7 +69,7 @@ func (a *addressParser) parse() {
 			a.word("(", false, space)
 			i++
 		case '"':
-			text, n := quotedAddr(s[i:])
+			text, n := a.quoted(s[i:])
 			if n == 0 {
 				a.note("a quote without an end")
 				i++
@@ -86,7 +91,7 @@ func (a *addressParser) parse() {
 			i++
 		case '[':
 			// A domain literal may hold colons and commas (RFC 5322 3.4.1).
-			if n := strings.IndexAny(s[i:], "]<>\" \t"); n > 0 && s[i+n] == ']' && len(a.words) > 0 && strings.HasSuffix(a.words[len(a.words)-1].text, "@") {
+			if n := strings.IndexAny(s[i:min(len(s), i+256)], "]<>\" \t"); n > 0 && s[i+n] == ']' && len(a.words) > 0 && strings.HasSuffix(a.words[len(a.words)-1].text, "@") {
 				a.word(s[i:i+n+1], false, space)
 				i += n + 1
 			} else {
@@ -94,6 +99,12 @@ func (a *addressParser) parse() {
 				i++
 			}
 		default:
+			// An encoded word may hold, against RFC 2047 5, what separates addresses.
+			if w, ok := parseWord(s[i:]); ok {
+				a.put(addrWord{text: s[i : i+w.size], encoded: true, space: space})
+				i += w.size
+				break
+			}
 			n := strings.IndexAny(s[i+1:], " \t\r\n(\"<,;:[")
 			if n < 0 {
 				n = len(s) - i - 1
@@ -107,6 +118,16 @@ func (a *addressParser) parse() {
 	a.drop()
 }
 
+// quoted is quotedAddr, and remembers when no quoted string ends any more.
+func (a *addressParser) quoted(s string) (text string, n int) {
+	if a.noQuotes {
+		return "", 0
+	}
+	text, n = quotedAddr(s)
+	a.noQuotes = n == 0
+	return text, n
+}
+
 func (a *addressParser) note(what string) {
 	if a.defect == "" {
 		a.defect = what
@@ -114,11 +135,19 @@ func (a *addressParser) note(what string) {
 }
 
 func (a *addressParser) word(text string, quoted, space bool) {
+	a.put(addrWord{text: text, quoted: quoted, space: space})
+}
+
+func (a *addressParser) put(w addrWord) {
+	to := &a.words
 	if a.hasAngle {
-		a.after = append(a.after, addrWord{text: text, quoted: quoted, space: space})
+		to = &a.after
+	}
+	if len(*to) >= maxWords {
+		a.note("too many words")
 		return
 	}
-	a.words = append(a.words, addrWord{text: text, quoted: quoted, space: space})
+	*to = append(*to, w)
 }
 
 // group reports whether the words so far are the name of a group (RFC 5322 3.4).
@@ -127,7 +156,7 @@ func (a *addressParser) group() bool {
 		return false
 	}
 	for _, w := range a.words {
-		if !w.quoted && strings.Contains(w.text, "@") {
+		if !w.quoted && !w.encoded && strings.Contains(w.text, "@") {
 			return false
 		}
 	}
@@ -152,7 +181,7 @@ func (a *addressParser) angleAddr(i int) int {
 	for i < len(s) && s[i] != '>' {
 		switch s[i] {
 		case '"':
-			if _, n := quotedAddr(s[i:]); n > 0 {
+			if _, n := a.quoted(s[i:]); n > 0 {
 				i += n
 				continue
 			}
@@ -211,7 +240,7 @@ func (a *addressParser) flush(comma bool) {
 	// Without brackets: "a@b", "a @ b", or, broken, "Name a@b" and "a@b c@d".
 	at := false
 	for _, w := range words {
-		at = at || !w.quoted && strings.Contains(w.text, "@")
+		at = at || !w.quoted && !w.encoded && strings.Contains(w.text, "@")
 	}
 	if !at {
 		if comma && len(words) < 8 {
@@ -241,11 +270,9 @@ func (a *addressParser) drop() {
 
 // bare takes an element without "@": one word is a local address (root), more are only a name.
 func (a *addressParser) bare(words []addrWord, comment string) {
-	if len(words) == 1 && !words[0].quoted {
-		if w := words[0].text; !strings.HasPrefix(w, "=?") {
-			a.add("", comment, addrSpec(w))
-			return
-		}
+	if len(words) == 1 && !words[0].quoted && !words[0].encoded {
+		a.add("", comment, addrSpec(words[0].text))
+		return
 	}
 	a.note("a name without an address")
 }
@@ -254,21 +281,26 @@ func (a *addressParser) bare(words []addrWord, comment string) {
 func (a *addressParser) plain(words []addrWord, comment string) {
 	// Put the tokens of an address together: around "@" and "." white space is allowed.
 	var joined []addrWord
-	for _, w := range words {
-		if n := len(joined); n > 0 {
-			last := &joined[n-1]
-			if !w.space || glue(last.text) || glueStart(w.text) {
-				last.text = wordText(*last) + wordText(w)
-				last.quoted = false
-				continue
+	for i := 0; i < len(words); {
+		j := i + 1
+		for j < len(words) && (!words[j].space || glued(words[j-1].text, words[j].text)) {
+			j++
+		}
+		w := words[i]
+		if j > i+1 {
+			var b strings.Builder
+			for _, part := range words[i:j] {
+				b.WriteString(wordText(part))
 			}
+			w.text, w.quoted = b.String(), false
 		}
 		joined = append(joined, w)
+		i = j
 	}
 	var name []addrWord
 	found := false
 	for _, w := range joined {
-		if w.quoted || !strings.Contains(w.text, "@") || strings.HasPrefix(w.text, "=?") && strings.HasSuffix(w.text, "?=") {
+		if w.quoted || w.encoded || !strings.Contains(w.text, "@") {
 			name = append(name, w)
 			continue
 		}
@@ -292,10 +324,10 @@ func (a *addressParser) plain(words []addrWord, comment string) {
 	}
 }
 
-func glue(s string) bool {
-	return strings.HasSuffix(s, "@") || strings.HasSuffix(s, ".") && !strings.Contains(s, "@") && len(s) == 1
+// glued reports whether white space between two tokens is inside an address.
+func glued(before, after string) bool {
+	return before == "." || strings.HasSuffix(before, "@") || strings.HasPrefix(after, ".") || strings.HasPrefix(after, "@")
 }
-func glueStart(s string) bool { return strings.HasPrefix(s, "@") || strings.HasPrefix(s, ".") }
 
 // wordText gives a word as it stands in an address: a quoted local part keeps its quotes.
 func wordText(w addrWord) string {

@@ -96,6 +96,9 @@ func guessReader(g guess, r io.Reader) io.Reader {
 // decodeCharset converts a short text. ok is false when it is not all valid in its charset.
 func decodeCharset(name string, b []byte) (text string, ok bool) {
 	name = charsetName(name)
+	if isASCII(b) && !escapes(name) {
+		return string(b), true
+	}
 	r, known := charsetReader(name, bytes.NewReader(b))
 	if !known {
 		return toUTF8(b), isASCII(b)
@@ -108,6 +111,12 @@ func decodeCharset(name string, b []byte) (text string, ok bool) {
 		return toUTF8(b), false
 	}
 	return string(out), !bytes.Contains(out, []byte("\uFFFD"))
+}
+
+// escapes reports whether 7-bit octets are not simply ASCII in a charset.
+func escapes(name string) bool {
+	return strings.HasPrefix(name, "utf-") && name != "utf-8" || strings.HasPrefix(name, "iso-2022") || strings.HasPrefix(name, "hz") ||
+		strings.HasPrefix(name, "ibm") || strings.HasPrefix(name, "cp") || strings.HasPrefix(name, "shift")
 }
 
 // utf8Fix replaces each maximal ill-formed sequence by U+FFFD (Unicode 3.9, as browsers do).

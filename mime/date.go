@@ -19,6 +19,10 @@ var zones = map[string]int{
 // parseDate reads a date (RFC 5322 3.3 and 4.3) with the liberties that mailers take: the day of the week is not looked
 // at, month and day in either order, two-digit years, no seconds, no zone (taken as UTC). RFC 3339 dates are read too.
 func parseDate(s string) (time.Time, bool) {
+	const longest = 200
+	if len(s) > longest {
+		return time.Time{}, false
+	}
 	s = strings.TrimSpace(stripComments(s))
 	if t, err := time.Parse(time.RFC3339, s); err == nil {
 		return t.UTC(), true

@@ -127,12 +127,17 @@ func (f *folder) word(w string) {
 func encodeWords(s string) []string {
 	const (
 		start = "=?utf-8?b?"
-		limit = 45 // octets: 60 characters of base64, 72 with the frame
+		first = 30 // octets: 52 characters with the frame, beside the field name
+		limit = 45 // octets: 72 characters with the frame
 	)
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	var words []string
 	for len(s) > 0 {
-		n := len(cut(s, limit))
+		n := limit
+		if len(words) == 0 {
+			n = first
+		}
+		n = len(cut(s, n))
 		words = append(words, start+base64.StdEncoding.EncodeToString([]byte(s[:n]))+"?=")
 		s = s[n:]
 	}

@@ -11,6 +11,12 @@ type valueParams struct {
 	params map[string]string // decoded, names lower case
 }
 
+// Bounds of what is kept of one field; a real one has a handful.
+const (
+	maxNames    = 1000
+	maxSections = 50_000
+)
+
 // section is one piece of a parameter (RFC 2231 3).
 type section struct {
 	n        int
@@ -49,6 +55,7 @@ func (p *parser) parameters(s, field string) valueParams {
 	v.value = cleanString(v.value)
 
 	sections := map[string][]section{}
+	whole := map[string]int{} // how many that are no sections
 	var order []string
 	for {
 		s = strings.TrimLeft(skipCFWS(s), "; \t,")
@@ -68,10 +75,22 @@ func (p *parser) parameters(s, field string) valueParams {
 		}
 		base, sec := splitName(name)
 		sec.text, s = paramValue(rest, base == "filename" || base == "name")
-		if sections[base] == nil {
+		known := sections[base]
+		if len(known) == 0 {
+			if len(order) == maxNames {
+				continue
+			}
 			order = append(order, base)
 		}
-		sections[base] = append(sections[base], sec)
+		if len(known) == maxSections {
+			continue
+		}
+		if sec.n < 0 {
+			if whole[base]++; whole[base] > 3 {
+				continue
+			}
+		}
+		sections[base] = append(known, sec)
 	}
 	for _, base := range order {
 		text, odd := joinSections(sections[base])

@@ -153,6 +153,9 @@ func (p *parser) scan() error {
 		off += int64(len(ln.b))
 		eol = int64(ln.eol)
 	}
+	if off < p.msg.Size {
+		return io.ErrUnexpectedEOF
+	}
 	if p.inHeader {
 		if err := p.endBlock(off); err != nil {
 			return err

@@ -78,6 +78,9 @@ type word struct {
 // parseWord reads the encoded word at the start of s. The language tag of RFC 2231 5 is dropped.
 func parseWord(s string) (word, bool) {
 	const maxCharset = 80
+	if !strings.HasPrefix(s, "=?") {
+		return word{}, false
+	}
 	head := s[2:min(len(s), maxCharset)]
 	cs, rest, ok := strings.Cut(head, "?")
 	if !ok || cs == "" || strings.ContainsAny(cs, " \t\r\n\"=<>,;") || len(rest) < 2 || rest[1] != '?' {
@@ -89,14 +92,16 @@ func parseWord(s string) (word, bool) {
 	}
 	w.charset, _, _ = strings.Cut(cs, "*")
 	start := 2 + len(cs) + 3
-	n := strings.Index(s[start:], "?=")
+	// The end must come before the next word starts; looking no further keeps this linear.
+	rest = s[start:]
+	if next := strings.Index(rest, "=?"); next >= 0 {
+		rest = rest[:min(len(rest), next+3)] // with the end of "=?="
+	}
+	n := strings.Index(rest, "?=")
 	if n < 0 {
 		return word{}, false
 	}
-	w.text = s[start : start+n]
-	if strings.Contains(w.text, "=?") {
-		return word{}, false // the end belongs to a later word
-	}
+	w.text = rest[:n]
 	w.size = start + n + 2
 	return w, true
 }
