@@ -216,7 +216,6 @@ type rig struct {
 func newRig(t *testing.T, change func(*rig)) *rig {
 	t.Helper()
 	g := &rig{t: t, mem: &memory{}, log: &logBuffer{}, clock: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{}}}
-	t.Cleanup(g.client.CloseIdleConnections)
 	g.esp = &espProvider{signed: true, secrets: []secret.String{secret.New(key)}, now: g.now, files: map[string]string{"": "hello", "check-1.txt": "proof"}}
 	g.open, g.basic = &espProvider{}, &espProvider{}
 	info := func(name string, signed bool) providers.Info {
@@ -247,6 +246,7 @@ func newRig(t *testing.T, change func(*rig)) *rig {
 	done := make(chan error, 1)
 	go func() { done <- h.Serve(ctx, ln) }()
 	t.Cleanup(func() {
+		g.client.CloseIdleConnections() // a server that ends waits 5 s for connections that never were used
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Serve: %v", err)
