@@ -19,6 +19,8 @@ const (
 	lookRetry = 5 * time.Minute
 	// roundTime tells calls that failed just now from those of an earlier round.
 	roundTime = 30 * time.Second
+	// startAgain is how long a mail waits whose call could not be noted in the store.
+	startAgain = 10 * time.Second
 	// saveFirst and saveLast bound the wait between two tries to save a result.
 	saveFirst = time.Second
 	saveLast  = 30 * time.Second
@@ -119,11 +121,12 @@ func (w *work) decideItem(t *tally, it *item) {
 		if it.recover {
 			w.settleCall(it, store.CallAmbiguous, providers.Ambiguous.String())
 		}
-		_, until := w.l.gate.open(w.now)
-		if until.Before(w.now) {
-			until = w.now
+		_, due := w.l.gate.closedUntil(w.now, "")
+		if w.halt != nil {
+			due = w.now.Add(startAgain)
+			w.r.log.ownFault("start", w.id(), w.halt)
 		}
-		t.due(until)
+		t.due(due)
 	}
 }
 
@@ -207,7 +210,7 @@ func (w *work) decideError(t *tally, it *item) {
 	switch e.Kind {
 	case providers.RateLimited:
 		t.limited, t.trouble = true, true
-		_, until := w.l.gate.open(w.now)
+		_, until := w.l.gate.closedUntil(w.now, w.fromAddr())
 		w.settleCall(it, store.CallRetry, kind)
 		t.due(later(until, w.now.Add(time.Second)))
 	case providers.Operator:
@@ -361,15 +364,14 @@ func (w *work) decideDeferred(t *tally, it *item, n int, ro providers.RcptOutcom
 		k = providers.Transient
 	}
 	w.requeue(n)
-	_, until := w.l.gate.open(w.now)
-	closed, reopens := w.l.gate.closedUntil(w.now, w.fromAddr())
+	open, until := w.l.gate.closedUntil(w.now, w.fromAddr())
 	switch {
 	case k == providers.RateLimited:
 		t.limited, t.trouble = true, true
 		t.due(later(until, w.now.Add(time.Second)))
-	case k == providers.Operator && !closed:
+	case k == providers.Operator && !open:
 		t.operator = true
-		t.due(reopens)
+		t.due(until)
 	default:
 		at := w.retryAt()
 		t.counted, t.trouble = true, true

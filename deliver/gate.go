@@ -164,20 +164,21 @@ func (g *gate) pausedAt(t time.Time) bool {
 	return !g.resumed.IsZero() && !t.After(g.resumed)
 }
 
-// closedUntil says, without using up a probe, whether mail from a From domain may go (ok), else when the gate is looked at again.
+// closedUntil says, without using up a probe, whether mail from a From domain may go (ok), else from when on it is due: a paused account
+// claims nothing, so its mail stays due and goes in the moment the pause ends.
 func (g *gate) closedUntil(now time.Time, from string) (ok bool, until time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if p := g.domains[envelope.Domain(from)]; p != nil {
 		return false, later(p.until, now)
 	}
-	switch g.all.state {
-	case Paused, Probing:
-		return false, later(g.all.until, now)
-	case Stopped:
+	switch {
+	case g.all.state == Paused, g.all.state == Probing, g.all.state == Stopped:
 		return false, now
+	case g.all.state == Throttled && now.Before(g.all.until):
+		return false, g.all.until
 	}
-	return true, time.Time{}
+	return true, now
 }
 
 // domain says whether mail from a From domain may go: a closed one opens for one probe when its

@@ -21,6 +21,8 @@ const (
 	evacuateBatch = 64
 	// checkTimeout bounds a provider's Check and Find.
 	checkTimeout = time.Minute
+	// leastWait is the least time between two questions to the store that found nothing to do.
+	leastWait = 3 * time.Millisecond
 	// forever is a wait that only a signal ends; it is looked up again then as a safety net.
 	forever = 10 * time.Minute
 )
@@ -96,6 +98,13 @@ func (l *lane) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		wait := l.step(ctx)
 		if wait <= 0 {
+			continue
+		}
+		// Every commit signals every account: an idle one asks the store so often and no more.
+		if !l.r.pause(ctx, min(wait, leastWait)) {
+			return
+		}
+		if wait -= leastWait; wait <= 0 {
 			continue
 		}
 		t, stop := l.r.clock.Timer(wait)

@@ -650,3 +650,51 @@ func TestRate(t *testing.T) {
 		}
 	})
 }
+
+func TestMailGoesAtOnceWhenAPauseEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		esp := &fake{caps: jsonCaps()}
+		esp.set(fail(providers.Operator))
+		b := newBench(t, esp)
+		defer b.close()
+		b.start()
+		first := b.submit("r@r.example")
+		b.after(time.Second)
+		second := b.submit("r@r.example")
+		b.after(20 * time.Minute)
+		esp.set(nil)
+		if err := b.run.Resume(context.Background(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		b.after(2 * time.Second)
+		b.wantStates(first, "r=sent")
+		b.wantStates(second, "r=sent")
+	})
+}
+
+func TestStartFails(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		esp := &fake{caps: jsonCaps()}
+		b := newBench(t, esp)
+		defer b.close()
+		fq := &faultyQueue{}
+		tries := 0
+		fq.start = func() error { tries++; return errDisk }
+		b.queue = func(q Queue) Queue { fq.Queue = q; return fq }
+		b.start()
+		id := b.submit("r@r.example")
+		b.after(time.Minute)
+		if len(esp.seen()) != 0 {
+			t.Error("a call was made that is not in the store")
+		}
+		if tries < 2 || tries > 10 {
+			t.Errorf("%d tries in a minute", tries)
+		}
+		fq.mu.Lock()
+		fq.start = nil
+		fq.mu.Unlock()
+		b.after(20 * time.Second)
+		b.wantStates(id, "r=sent")
+		b.finals(id)
+	})
+}

@@ -206,7 +206,7 @@ func (w *work) mayStart() bool {
 		return false
 	}
 	rt, ok := w.p.route(job.Route)
-	if !ok || job.Generation != w.p.Generation() && !w.frozen() {
+	if !ok || job.Generation < w.p.Generation() && !w.frozen() {
 		w.replan()
 		return false
 	}
@@ -331,6 +331,9 @@ func (w *work) judgeOpen(c store.Call) *item {
 	if err == nil {
 		mail.Ref, mail.IdempotencyKey = c.Ref, c.IdempotencyKey
 		it.mail = mail
+		if !mail.Options.SendAt.After(w.now) {
+			mail.Options.SendAt = time.Time{}
+		}
 	}
 	switch {
 	case len(it.left) == 0:
