@@ -141,7 +141,7 @@ func (t inProcess) RoundTrip(r *http.Request) (resp *http.Response, err error) {
 	w := &answer{header: http.Header{}, status: http.StatusOK}
 	defer func() {
 		if v := recover(); v != nil {
-			if v != http.ErrAbortHandler { //nolint:errorlint // net/http compares it so
+			if v != http.ErrAbortHandler { // as net/http compares it
 				panic(v)
 			}
 			resp, err = nil, io.ErrUnexpectedEOF

@@ -190,30 +190,30 @@ func on(prefix, answer string) func(string) string {
 func TestWholeCall(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
-		server server
+		server *server
 		user   string
 		kind   providers.Kind
 		scope  providers.Scope
 		status string
 	}{
-		{"greeting 554", server{reply: on("GREETING", "554 5.7.1 go away")}, "", providers.Operator, 0, "5.7.1"},
-		{"greeting 421", server{reply: on("GREETING", "421 4.3.2 busy")}, "", providers.Transient, 0, "4.3.2"},
-		{"closed at once", server{reply: on("GREETING", "CLOSE")}, "", providers.Transient, 0, ""},
-		{"not SMTP", server{reply: on("GREETING", "HTTP/1.1 400 Bad Request")}, "", providers.Transient, 0, ""},
-		{"AUTH refused", server{ext: []string{"AUTH PLAIN"}, reply: on("AUTH", "535 5.7.8 no")}, "me", providers.Operator, 0, "5.7.8"},
-		{"AUTH not now", server{ext: []string{"AUTH PLAIN"}, reply: on("AUTH", "454 4.7.0 later")}, "me", providers.Transient, 0, "4.7.0"},
-		{"AUTH needed", server{reply: on("MAIL", "530 5.7.0 log in")}, "", providers.Operator, 0, "5.7.0"},
-		{"sender domain", server{reply: on("MAIL", "550 5.7.1 not your domain")}, "", providers.Operator, providers.ScopeDomain, "5.7.1"},
-		{"sender refused", server{reply: on("MAIL", "550 5.1.8 bad sender")}, "", providers.Permanent, 0, "5.1.8"},
-		{"too big", server{reply: on("MAIL", "552 5.3.4 too big")}, "", providers.Permanent, 0, "5.3.4"},
-		{"disk full there", server{reply: on("MAIL", "452 4.3.1 disk")}, "", providers.Transient, 0, "4.3.1"},
-		{"dialogue", server{reply: on("MAIL", "503 5.5.1 order")}, "", providers.Transient, 0, "5.5.1"},
-		{"closing at RCPT", server{reply: on("RCPT", "421 4.3.2 bye")}, "", providers.Transient, 0, "4.3.2"},
-		{"lost at RCPT", server{reply: on("RCPT", "CLOSE")}, "", providers.Transient, 0, ""},
-		{"lost at DATA", server{reply: on("DATA", "CLOSE")}, "", providers.Transient, 0, ""},
-		{"lost after the dot", server{dot: []string{"CLOSE"}}, "", providers.Ambiguous, 0, ""},
-		{"no answer to the dot", server{dot: []string{"STALL"}}, "", providers.Ambiguous, 0, ""},
-		{"endless reply", server{reply: on("MAIL", strings.Repeat("250-x\n", 300_000)+"250 x")}, "", providers.Transient, 0, ""},
+		{"greeting 554", &server{reply: on("GREETING", "554 5.7.1 go away")}, "", providers.Operator, 0, "5.7.1"},
+		{"greeting 421", &server{reply: on("GREETING", "421 4.3.2 busy")}, "", providers.Transient, 0, "4.3.2"},
+		{"closed at once", &server{reply: on("GREETING", "CLOSE")}, "", providers.Transient, 0, ""},
+		{"not SMTP", &server{reply: on("GREETING", "HTTP/1.1 400 Bad Request")}, "", providers.Transient, 0, ""},
+		{"AUTH refused", &server{ext: []string{"AUTH PLAIN"}, reply: on("AUTH", "535 5.7.8 no")}, "me", providers.Operator, 0, "5.7.8"},
+		{"AUTH not now", &server{ext: []string{"AUTH PLAIN"}, reply: on("AUTH", "454 4.7.0 later")}, "me", providers.Transient, 0, "4.7.0"},
+		{"AUTH needed", &server{reply: on("MAIL", "530 5.7.0 log in")}, "", providers.Operator, 0, "5.7.0"},
+		{"sender domain", &server{reply: on("MAIL", "550 5.7.1 not your domain")}, "", providers.Operator, providers.ScopeDomain, "5.7.1"},
+		{"sender refused", &server{reply: on("MAIL", "550 5.1.8 bad sender")}, "", providers.Permanent, 0, "5.1.8"},
+		{"too big", &server{reply: on("MAIL", "552 5.3.4 too big")}, "", providers.Permanent, 0, "5.3.4"},
+		{"disk full there", &server{reply: on("MAIL", "452 4.3.1 disk")}, "", providers.Transient, 0, "4.3.1"},
+		{"dialogue", &server{reply: on("MAIL", "503 5.5.1 order")}, "", providers.Transient, 0, "5.5.1"},
+		{"closing at RCPT", &server{reply: on("RCPT", "421 4.3.2 bye")}, "", providers.Transient, 0, "4.3.2"},
+		{"lost at RCPT", &server{reply: on("RCPT", "CLOSE")}, "", providers.Transient, 0, ""},
+		{"lost at DATA", &server{reply: on("DATA", "CLOSE")}, "", providers.Transient, 0, ""},
+		{"lost after the dot", &server{dot: []string{"CLOSE"}}, "", providers.Ambiguous, 0, ""},
+		{"no answer to the dot", &server{dot: []string{"STALL"}}, "", providers.Ambiguous, 0, ""},
+		{"endless reply", &server{reply: on("MAIL", strings.Repeat("250-x\n", 300_000)+"250 x")}, "", providers.Transient, 0, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := target(tt.server.start(t, "tcp"))
@@ -246,15 +246,15 @@ func TestPerRecipient(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name    string
-		server  server
+		server  *server
 		verdict []providers.Verdict // of ok, no, later
 		kind    providers.Kind      // of ok
 	}{
-		{"taken", server{reply: byRcpt, dot: []string{"250 2.0.0 Ok: queued as 4F2A1B"}}, []providers.Verdict{providers.Accepted, providers.Rejected, providers.Deferred}, 0},
-		{"refused at the dot", server{reply: byRcpt, dot: []string{"554 5.7.1 spam"}}, []providers.Verdict{providers.Rejected, providers.Rejected, providers.Deferred}, 0},
-		{"not now at the dot", server{reply: byRcpt, dot: []string{"451 4.3.0 later"}}, []providers.Verdict{providers.Deferred, providers.Rejected, providers.Deferred}, providers.Transient},
-		{"lost after the dot", server{reply: byRcpt, dot: []string{"CLOSE"}}, []providers.Verdict{providers.Deferred, providers.Rejected, providers.Deferred}, providers.Ambiguous},
-		{"refused at DATA", server{reply: func(l string) string {
+		{"taken", &server{reply: byRcpt, dot: []string{"250 2.0.0 Ok: queued as 4F2A1B"}}, []providers.Verdict{providers.Accepted, providers.Rejected, providers.Deferred}, 0},
+		{"refused at the dot", &server{reply: byRcpt, dot: []string{"554 5.7.1 spam"}}, []providers.Verdict{providers.Rejected, providers.Rejected, providers.Deferred}, 0},
+		{"not now at the dot", &server{reply: byRcpt, dot: []string{"451 4.3.0 later"}}, []providers.Verdict{providers.Deferred, providers.Rejected, providers.Deferred}, providers.Transient},
+		{"lost after the dot", &server{reply: byRcpt, dot: []string{"CLOSE"}}, []providers.Verdict{providers.Deferred, providers.Rejected, providers.Deferred}, providers.Ambiguous},
+		{"refused at DATA", &server{reply: func(l string) string {
 			if l == "DATA" {
 				return "554 5.5.1 no"
 			}
