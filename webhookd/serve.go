@@ -289,7 +289,7 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 	if kind == kindInbound {
 		err = s.Inbox(ctx, a.Name, raw, mails)
 	} else {
-		complete(a, raw, evs, now)
+		s.complete(a, raw, evs, now)
 		var fresh int
 		fresh, err = s.Recorder.Record(ctx, raw, evs...)
 		if err == nil {
@@ -412,7 +412,7 @@ type logTime struct {
 }
 
 // complete fills in what a provider leaves to us and bounds every text.
-func complete(a *account, raw *store.RawRequest, evs []event.Event, now time.Time) {
+func (s *state) complete(a *account, raw *store.RawRequest, evs []event.Event, now time.Time) {
 	for i := range evs {
 		e := &evs[i]
 		e.V, e.Account, e.Provider, e.Seen, e.RawID = event.Version, a.Name, a.Info.Name, now, raw.ID
@@ -423,6 +423,9 @@ func complete(a *account, raw *store.RawRequest, evs []event.Event, now time.Tim
 			e.Time = now
 		}
 		e.Time = e.Time.UTC()
+		if e.Kind.Engagement() && !s.KeepReaders {
+			e.IP, e.UserAgent = "", ""
+		}
 		if e.ID == "" {
 			// From the stored form of the request, so that a replay comes to the same id.
 			sum := sha256.Sum256(raw.Body)

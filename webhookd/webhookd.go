@@ -67,6 +67,9 @@ type Config struct {
 	Inbox func(ctx context.Context, account string, raw *store.RawRequest, mails []providers.Inbound) error
 	// TrustedProxies are the networks whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
+	// KeepReaders leaves ip and user_agent in events about what readers did. They are personal data, so
+	// it takes a decision to keep them.
+	KeepReaders    bool
 	MaxConcurrent  int           // requests at once, default 128
 	MaxLargeBodies int64         // bytes of all bodies above 1 MiB at once, default 128 MiB
 	MaxInboundBody int64         // bytes of an inbound post, default 35 MiB

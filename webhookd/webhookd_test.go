@@ -109,6 +109,9 @@ func (p *espProvider) ParseWebhook(r *http.Request, body []byte) ([]event.Event,
 		e := event.Event{Kind: event.Unknown}
 		if json.Unmarshal(it, &x) == nil && x.ID != "" {
 			e.ID, e.ProviderEvent, e.Recipient = event.FactID("esp", x.ID), x.Type, x.To
+			if x.Type == "opened" {
+				e.Kind, e.IP, e.UserAgent = event.Opened, "192.0.2.1", "UA/1"
+			}
 			if x.Type == "delivered" {
 				e.Kind, e.Action, e.Status = event.Delivered, event.ActionDelivered, "2.0.0"
 			}
@@ -622,6 +625,18 @@ func TestEventsWithoutIDs(t *testing.T) {
 	for _, e := range evs {
 		if e.V != 1 || e.Account != "esp" || e.Provider != "fake" || e.Seen.IsZero() || e.Time.IsZero() || e.RawID != g.mem.requests()[0].ID {
 			t.Errorf("incomplete: %+v", e)
+		}
+	}
+}
+
+// Who opened a mail from where is kept only on purpose.
+func TestReadersAreNotKept(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		g := newRig(t, func(g *rig) { g.cfg.KeepReaders = keep })
+		g.want("opened", g.post(`[{"ID":"o","Type":"opened"}]`), 200)
+		e := g.mem.events()[0]
+		if (e.IP != "") != keep || (e.UserAgent != "") != keep {
+			t.Errorf("keep %v: ip %q, user agent %q", keep, e.IP, e.UserAgent)
 		}
 	}
 }
