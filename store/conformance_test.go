@@ -241,6 +241,7 @@ func runSuite(t *testing.T, e engine) {
 		{"purge", testPurge},
 		{"accounts and cursors", testAccountsAndCursors},
 		{"suppressions", testSuppressions},
+		{"erase", testErase},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, e) })

@@ -58,6 +58,9 @@ type Store struct {
 	dirsMu sync.Mutex
 	dirs   map[string]bool // blob directories whose entry is known to be durable
 
+	stmtsMu sync.Mutex
+	stmts   map[string]*sql.Stmt // of the readers; closed with db
+
 	keepMu     sync.Mutex
 	keepBodies time.Duration
 
@@ -95,7 +98,7 @@ func open(ctx context.Context, o Options, fault func(string) error) (*Store, err
 	s := &Store{
 		o: o, d: sqliteDialect, keepBodies: o.KeepBodies, fault: fault,
 		ops: make(chan *op, batchOps), stopped: make(chan struct{}), writerGone: make(chan struct{}),
-		subs: map[chan struct{}]Topic{}, dirs: map[string]bool{},
+		subs: map[chan struct{}]Topic{}, dirs: map[string]bool{}, stmts: map[string]*sql.Stmt{},
 	}
 	s.leases.init()
 	if o.URL != "" {

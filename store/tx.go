@@ -90,6 +90,12 @@ func (t *tx) each(ctx context.Context, query string, args []any, row func(scan f
 		if st, err = t.prepared(ctx, query); err == nil {
 			rows, err = st.QueryContext(ctx, args...)
 		}
+	} else if st := t.s.readStmt(ctx, query, t.write); st != nil {
+		if sqltx, ok := t.q.(*sql.Tx); ok {
+			st = sqltx.StmtContext(ctx, st)
+			defer st.Close()
+		}
+		rows, err = st.QueryContext(ctx, args...)
 	} else {
 		rows, err = t.q.QueryContext(ctx, query, args...)
 	}
@@ -406,6 +412,33 @@ func (s *Store) view(ctx context.Context, f func(ctx context.Context, t *tx) err
 	}
 	defer func() { _ = sqltx.Rollback() }()
 	return f(ctx, &tx{s: s, q: sqltx})
+}
+
+// readStmt returns a prepared statement of SQLite's readers, nil when it is not worth one:
+// pgx keeps its own, and filters make many different statements.
+func (s *Store) readStmt(ctx context.Context, query string, write bool) *sql.Stmt {
+	if s.d.shared || write {
+		return nil
+	}
+	s.stmtsMu.Lock()
+	st, ok := s.stmts[query]
+	full := len(s.stmts) >= 100
+	s.stmtsMu.Unlock()
+	if ok || full {
+		return st
+	}
+	st, err := s.db.PrepareContext(ctx, query)
+	if err != nil {
+		return nil // the plain way will say what is wrong
+	}
+	s.stmtsMu.Lock()
+	defer s.stmtsMu.Unlock()
+	if other, ok := s.stmts[query]; ok {
+		st.Close()
+		return other
+	}
+	s.stmts[query] = st
+	return st
 }
 
 // read is for a single statement.
