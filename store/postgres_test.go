@@ -23,8 +23,9 @@ import (
 
 // cluster is a private PostgreSQL server on a socket in a temporary directory.
 type cluster struct {
-	dir  string
-	next atomic.Int64
+	dir      string
+	next     atomic.Int64
+	template string // a database with the schema in it, copied for each test
 }
 
 // startCluster starts a server as user postgres (it refuses to run as root), or skips the test.
@@ -79,7 +80,13 @@ func startCluster(t *testing.T) *cluster {
 	if err := run("pg_ctl", "-D", data, "-w", "-o", opts, "-l", filepath.Join(dir, "log"), "start"); err != nil {
 		t.Fatal(err)
 	}
-	return &cluster{dir: dir}
+	c := &cluster{dir: dir}
+	o, opener := c.engine(t)
+	if err := opener(t, o).Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.template = "t1"
+	return c
 }
 
 func exists(path string) bool {
@@ -100,7 +107,11 @@ func (c *cluster) engine(t *testing.T) (Options, opener) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := db.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+	create := "CREATE DATABASE " + name
+	if c.template != "" {
+		create += " TEMPLATE " + c.template
+	}
+	if _, err := db.ExecContext(t.Context(), create); err != nil {
 		t.Fatal(err)
 	}
 	return Options{Dir: t.TempDir(), URL: c.url(name)}, func(t *testing.T, o Options) *Store {
@@ -288,18 +299,22 @@ func testOutboxOrder(t *testing.T, c *cluster) {
 
 // testPostgresFaults fails each statement and commit of accept, start and settle in turn.
 func testPostgresFaults(t *testing.T, c *cluster) {
-	var opts Options
-	newFixture(t, c.engine, func(o *Options) { o.InlineBody = 1024; opts = *o })
+	o, _ := c.engine(t)
+	o.InlineBody, o.KeepBodies = 1024, time.Hour
+	var current atomic.Pointer[failNth]
+	s, err := open(t.Context(), o, func(point string) error {
+		if f := current.Load(); f != nil {
+			return f.hook(point)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
 	for n := int64(1); ; n++ {
 		fail := &failNth{at: n, err: errInjected}
-		fail.off.Store(true)
-		o := opts
-		o.Dir = t.TempDir()
-		s, err := open(t.Context(), o, fail.hook)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fail.off.Store(false)
+		current.Store(fail)
 		m := testMail(time.Now(), "u@example.org")
 		id, account := m.Envelope.ID, fmt.Sprint("a", n)
 		body := random(t, 300_000)
@@ -331,7 +346,6 @@ func testPostgresFaults(t *testing.T, c *cluster) {
 				t.Fatalf("call %d: settled %v, %s with %d events", n, settled, d.Rcpts[0].State, len(d.Events))
 			}
 		}
-		s.Close()
 		if fail.n < n {
 			if n < 15 {
 				t.Fatalf("only %d calls", n)
