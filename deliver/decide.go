@@ -96,6 +96,12 @@ func (w *work) left() []int {
 }
 
 func (w *work) decideItem(t *tally, it *item) {
+	if it.recover && !it.keyed {
+		// Said once, by whoever finds the call: from here on a second copy is possible.
+		for _, n := range it.left {
+			w.deferred(it, n, providers.Ambiguous, "", "the bridge stopped before the answer to this call came", w.now)
+		}
+	}
 	switch {
 	case it.err != nil:
 		w.decideError(t, it)
@@ -429,11 +435,20 @@ func (w *work) decideLook(t *tally, it *item) {
 		t.due(w.now.Add(lookAgain))
 		return
 	}
-	if it.recover {
+	if it.hopeless {
+		// No later look-up will tell more: on_unknown decides.
+		it.call.Detail = notFindable
+	}
+	if it.recover || it.hopeless {
 		w.settleCall(it, store.CallAmbiguous, providers.Ambiguous.String())
 	}
 	for _, n := range it.left {
 		t.unknown[n] = true
+	}
+	if it.hopeless {
+		t.counted = true
+		t.due(w.retryAt())
+		return
 	}
 	t.due(w.now.Add(lookRetry))
 }

@@ -41,6 +41,9 @@ const (
 // has released it: the call is repeated.
 const heldUnknown = "held: the answer was lost"
 
+// notFindable marks a call whose answer was lost and which the provider says it can never look up.
+const notFindable = "the answer was lost and cannot be looked up"
+
 // act is what is to be done with a call.
 type act uint8
 
@@ -62,14 +65,16 @@ type item struct {
 	due     time.Time
 	repeat  bool // its answer was lost before
 	recover bool // found started and without a result
+	keyed   bool // the ESP would know the call again
 	why     string
 
-	started bool
-	out     *providers.Outcome
-	err     *providers.Error
-	found   providers.Found
-	looked  bool
-	elapsed time.Duration
+	started  bool
+	out      *providers.Outcome
+	err      *providers.Error
+	found    providers.Found
+	looked   bool
+	hopeless bool // the look-up will never tell
+	elapsed  time.Duration
 }
 
 // work is one claim being worked on.
@@ -354,7 +359,7 @@ func (w *work) judgeOpen(c store.Call) *item {
 		case err != nil:
 			it.act, it.why = actHold, "the answer to a call was lost and it cannot be repeated unchanged: "+err.Error()
 		case keyed && !partial:
-			it.act = actSend
+			it.act, it.keyed = actSend, true
 		default:
 			w.judgeLost(it, partial)
 		}
@@ -369,7 +374,7 @@ func (w *work) judgeLost(it *item, partial bool) {
 	switch {
 	case finds && len(c.Looked) > 0 && w.now.Before(c.Looked[len(c.Looked)-1].Add(lookAgain)):
 		it.act, it.due = actWait, c.Looked[len(c.Looked)-1].Add(lookAgain)
-	case finds && (len(c.Looked) > 0 || w.now.Before(c.Started.Add(lookFor))):
+	case finds && c.Detail != notFindable && (len(c.Looked) > 0 || w.now.Before(c.Started.Add(lookFor))):
 		it.act = actLook
 	case c.Detail != heldUnknown && w.p.c.OnUnknown == UnknownHold:
 		it.act, it.why = actHold, "the answer of "+w.l.name+" was lost: it may have been sent (on_unknown = \"hold\")"
@@ -697,6 +702,7 @@ func (w *work) look(it *item) {
 	defer cancel()
 	out, found, err := w.a.Provider.(providers.Finder).Find(ctx, it.mail, it.call.Started)
 	it.looked = true
+	it.hopeless = err == nil && found == providers.CannotTell
 	if err != nil {
 		found = providers.CannotTell
 		var e *providers.Error

@@ -86,7 +86,8 @@ const (
 	Absent
 )
 
-// Finder is optional: looks up whether an ambiguous call was taken.
+// Finder is optional: looks up whether an ambiguous call was taken. CannotTell with an error
+// means that a later look-up may tell; without one that none ever will.
 type Finder interface {
 	Find(ctx context.Context, m *translate.Mail, since time.Time) (*Outcome, Found, error)
 }

@@ -42,7 +42,7 @@ func (p *provider) Find(ctx context.Context, m *translate.Mail, since time.Time)
 	}
 	var list []tracked
 	if err := resp.JSON(&list); err != nil {
-		return nil, providers.CannotTell, &providers.Error{Provider: name, Op: "find", Kind: providers.Transient, HTTPStatus: resp.Status, Err: err}
+		return nil, providers.CannotTell, nil // not the log's documented form: asking again gives the same
 	}
 	if len(list) == 0 {
 		if !whole {

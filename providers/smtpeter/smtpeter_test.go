@@ -324,7 +324,7 @@ func TestFind(t *testing.T) {
 		{"beyond a month", &other, clock.AddDate(0, -2, 0), twin.Fault{}, providers.CannotTell, false},
 		{"no reference", plan(t, p, "", envelope.Rcpt{Addr: "one@example.org"}), clock, twin.Fault{}, providers.Absent, false},
 		{"error", m, clock, twin.Fault{Status: 400, Body: `{"error":"no"}`}, providers.CannotTell, true},
-		{"unreadable", m, clock, twin.Fault{Status: 200, Body: "<html>"}, providers.CannotTell, true},
+		{"unreadable", m, clock, twin.Fault{Status: 200, Body: "<html>"}, providers.CannotTell, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.name == "no reference" {
