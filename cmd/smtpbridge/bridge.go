@@ -19,6 +19,7 @@ import (
 	"smtpbridge/admin"
 	"smtpbridge/config"
 	"smtpbridge/deliver"
+	"smtpbridge/internal/safehttp"
 	"smtpbridge/internal/secret"
 	"smtpbridge/providers"
 	"smtpbridge/providers/all"
@@ -59,6 +60,9 @@ type BridgeOptions struct {
 	Log       *slog.Logger       // default: as [log] says
 	Activated map[string][]net.Listener
 }
+
+// forwardLanes is how many events are forwarded at once to one application.
+const forwardLanes = 8
 
 // shutdownGrace is how long a session in DATA may go on after a SIGTERM.
 const shutdownGrace = 30 * time.Second
@@ -154,6 +158,9 @@ func (b *Bridge) close() {
 		cancel()
 		_ = b.smtp.Shutdown(ctx)
 	}
+	if b.parts != nil {
+		b.parts.close()
+	}
 	if b.store != nil {
 		if err := b.store.Close(); err != nil {
 			b.log.Error("close the store", "err", err)
@@ -238,10 +245,12 @@ func (b *Bridge) Reload() error {
 	if err := b.smtp.Reload(sc); err != nil {
 		return err
 	}
+	old := b.parts
 	b.intake.now.Store(p)
 	b.parts = p
 	b.runner.Reload(p.planner)
 	b.sinks.Reopen()
+	old.close()
 	return nil
 }
 
@@ -326,7 +335,16 @@ func socketMode(s string) (os.FileMode, error) {
 
 // webhookConfig leaves out accounts whose requests could not be told from forged ones: their paths answer 404.
 func webhookConfig(p *parts, rec webhookd.Recorder, log *slog.Logger) webhookd.Config {
-	c := webhookd.Config{Recorder: rec, Log: log}
+	c, skipped := hookAccounts(p)
+	c.Recorder, c.Log = rec, log
+	for _, err := range skipped {
+		log.Warn("webhooks are not served", "err", err)
+	}
+	return c
+}
+
+// hookAccounts gives the accounts whose webhooks are served, and why the others are not.
+func hookAccounts(p *parts) (c webhookd.Config, skipped []error) {
 	for _, s := range p.cfg.Webhook.TrustedProxies {
 		if pre, err := config.ParsePrefix(s); err == nil {
 			c.TrustedProxies = append(c.TrustedProxies, pre)
@@ -343,12 +361,12 @@ func webhookConfig(p *parts, rec webhookd.Recorder, log *slog.Logger) webhookd.C
 			wa.PathSecrets = a.WebhookSecrets
 		}
 		if err := webhookd.Check(wa); errors.Is(err, webhookd.ErrNoSecret) {
-			log.Warn("the account's webhooks are not served", "account", a.Name, "err", err)
+			skipped = append(skipped, err)
 			continue
 		}
 		c.Accounts = append(c.Accounts, wa)
 	}
-	return c
+	return c, skipped
 }
 
 func urlPath(u string) string {
@@ -415,7 +433,18 @@ func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
 		c.Sinks = append(c.Sinks, f)
 	}
 	for i, f := range cfg.Events.Forward {
-		s, err := sink.NewForward(sink.ForwardConfig{URL: f.URL, Secrets: []secret.String{f.Key}, AllowLocal: f.AllowLocal, Log: b.log})
+		hc, err := httpConfig(cfg, forwardLanes)
+		if err != nil {
+			return nil, err
+		}
+		hc.Public = !f.AllowLocal
+		client, err := safehttp.New(hc)
+		if err != nil {
+			return nil, err
+		}
+		s, err := sink.NewForward(sink.ForwardConfig{
+			URL: f.URL, Secrets: []secret.String{f.Key}, AllowLocal: f.AllowLocal, Client: client, Lanes: forwardLanes, Log: b.log,
+		})
 		if err != nil {
 			return nil, fmt.Errorf("events.forward[%d]: %w", i, err)
 		}

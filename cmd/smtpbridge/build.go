@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -84,6 +85,29 @@ func makeRoutes(cfg *config.Config) []route.Route {
 	return out
 }
 
+// close ends what providers run of their own, such as the sandbox's ESP.
+func (p *parts) close() {
+	for _, a := range p.accounts {
+		if c, ok := a.Provider.(io.Closer); ok {
+			_ = c.Close() // there is nothing left to save
+		}
+	}
+}
+
+// httpConfig is how calls leave, as [http] says.
+func httpConfig(cfg *config.Config, concurrent int) (safehttp.Config, error) {
+	hc := safehttp.Config{Version: buildVersion(), Concurrency: concurrent, Proxy: cfg.HTTP.Proxy}
+	if cfg.HTTP.CAFile == "" {
+		return hc, nil
+	}
+	roots, err := safehttp.LoadRoots(cfg.HTTP.CAFile)
+	if err != nil {
+		return hc, config.Problems{cfg.Problem("http.ca_file", err)}
+	}
+	hc.RootCAs = roots
+	return hc, nil
+}
+
 func makeAccount(cfg *config.Config, a *config.Account, reg providers.Registry, log *slog.Logger) (*deliver.Account, error) {
 	info, ok := reg.Lookup(a.Provider)
 	if !ok {
@@ -99,13 +123,9 @@ func makeAccount(cfg *config.Config, a *config.Account, reg providers.Registry, 
 	if concurrent == 0 {
 		concurrent = deliver.DefaultConcurrent
 	}
-	hc := safehttp.Config{Version: buildVersion(), Concurrency: concurrent, Proxy: cfg.HTTP.Proxy}
-	if cfg.HTTP.CAFile != "" {
-		roots, err := safehttp.LoadRoots(cfg.HTTP.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("http.ca_file: %w", err)
-		}
-		hc.RootCAs = roots
+	hc, err := httpConfig(cfg, concurrent)
+	if err != nil {
+		return nil, err
 	}
 	client, err := safehttp.New(hc)
 	if err != nil {

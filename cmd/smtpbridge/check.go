@@ -48,6 +48,12 @@ whether the key and the sender domains are good. Exit code 1 when something is w
 		for _, w := range p.cfg.Warnings {
 			fmt.Fprintln(c.ErrOrStderr(), w)
 		}
+		if p.cfg.Webhook.Address != "" {
+			_, skipped := hookAccounts(p)
+			for _, err := range skipped {
+				fmt.Fprintf(c.ErrOrStderr(), "%s: warning: webhooks of this account are not served: %v\n", *file, err)
+			}
+		}
 		out := c.OutOrStdout()
 		fmt.Fprintf(out, "%s is good: %s, %s, %s\n", *file, plural(len(p.cfg.Listeners), "listener"), plural(len(p.cfg.Accounts), "account"), plural(len(p.cfg.Routes), "route"))
 		if online {

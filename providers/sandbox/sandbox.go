@@ -7,6 +7,7 @@ package sandbox
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +27,7 @@ const name = "sandbox"
 var Info = providers.Info{
 	Name: name, Title: "Sandbox (built in)", Local: true,
 	Concurrent: 20,
-	Webhook:    providers.Webhook{Signed: true},
+	Webhook:    providers.Webhook{Signed: true, OwnKeys: true}, // the ESP inside the process makes its own
 	New:        func(o providers.Options) (providers.Provider, error) { return New(o) },
 }
 
@@ -78,6 +79,10 @@ func New(o providers.Options) (*Provider, error) {
 		p.now = time.Now
 	}
 	if p.base == "" {
+		if len(p.secrets) == 0 {
+			// Both sides are this process: a secret of its own is as good as a configured one.
+			p.secrets = []secret.String{secret.New(rand.Text())}
+		}
 		c := twin.Config{APIKey: p.key.Reveal(), WebhookURL: o.WebhookURL, Delay: s.Delay, Client: o.Client}
 		for _, w := range p.secrets {
 			if !w.Empty() {
