@@ -350,3 +350,68 @@ func TestNoRecipients(t *testing.T) {
 		t.Error(mails, err)
 	}
 }
+
+func TestRecipientNames(t *testing.T) {
+	msg := message()
+	msg.From = []mime.Address{{Name: "Sender, Name", Addr: "from@example.org"}}
+	msg.To = []mime.Address{{Name: "Doe, Jane; CEO", Addr: "a@example.com"}, {Name: "Plain", Addr: "b@example.com"}}
+	msg.Cc = []mime.Address{{Name: ",;", Addr: "c@example.com"}}
+	for _, tt := range []struct {
+		caps   Capabilities
+		to, cc string
+		losses []Loss
+	}{
+		{Capabilities{Cc: true}, "Doe, Jane; CEO", ",;", nil},
+		{Capabilities{Cc: true, NameWithout: ",;"}, "Doe Jane CEO", "", []Loss{{"to name", "Doe, Jane; CEO", "Doe Jane CEO", Minor}, {"cc name", ",;", "", Minor}}},
+	} {
+		m := one(t, request(msg, tt.caps, "a@example.com", "b@example.com", "c@example.com"))
+		if m.To[0].Name != tt.to || m.To[1].Name != "Plain" || m.Cc[0].Name != tt.cc || m.From.Name != "Sender, Name" {
+			t.Errorf("got %v, %v, %v", m.From, m.To, m.Cc)
+		}
+		for _, l := range []string{"to name", "cc name"} {
+			if has(m.Losses, Minor, l) != (tt.losses != nil) {
+				t.Errorf("%s: losses %v", l, m.Losses)
+			}
+		}
+		for _, l := range tt.losses {
+			if !slices.Contains(m.Losses, l) {
+				t.Errorf("no loss %v in %v", l, m.Losses)
+			}
+		}
+	}
+	if msg.To[0].Name != "Doe, Jane; CEO" {
+		t.Error("the message itself was changed")
+	}
+}
+
+func TestListUnsubscribeOneURI(t *testing.T) {
+	caps := Capabilities{Headers: HeadersAny, HeaderAlnum: true, ListUnsub: true, ListUnsubOne: true}
+	const field = "header list-unsubscribe"
+	for _, tt := range []struct {
+		value, want string
+		loss        Loss
+	}{
+		{"<https://example.com/u?a=1,2>", "<https://example.com/u?a=1,2>", Loss{}},
+		{"<mailto:u@example.com>, (comment) <HTTPS://example.com/u>", "<HTTPS://example.com/u>", Loss{field, "2 URIs", "the https one", Minor}},
+		{"<mailto:u@example.com>", "", Loss{field, "1 URI", "", Major}},
+		{"https://example.com/bare", "<https://example.com/bare>", Loss{}},
+		{"<https://>, <http://example.com>", "", Loss{field, "2 URIs", "", Major}},
+	} {
+		t.Run(tt.value, func(t *testing.T) {
+			m := one(t, request(message("List-Unsubscribe", tt.value, "X_Odd", "v", "X-Fine", "w"), caps))
+			if m.ListUnsubscribe != tt.want {
+				t.Errorf("got %q, want %q", m.ListUnsubscribe, tt.want)
+			}
+			if tt.loss.Field == "" {
+				if has(m.Losses, Minor, field) || has(m.Losses, Major, field) {
+					t.Errorf("losses %v", m.Losses)
+				}
+			} else if !slices.Contains(m.Losses, tt.loss) {
+				t.Errorf("no loss %v in %v", tt.loss, m.Losses)
+			}
+			if len(m.Headers) != 1 || m.Headers[0].Name != "X-Fine" || !has(m.Losses, Minor, "header X_Odd") && !has(m.Losses, Minor, "header x_odd") {
+				t.Errorf("headers %v, losses %v", m.Headers, m.Losses)
+			}
+		})
+	}
+}

@@ -78,6 +78,7 @@ func (p *planner) structured(w *wish) error {
 		p.lose(Major, "reply-to", plural(len(b.ReplyTo), "address"), sent)
 		b.ReplyTo = b.ReplyTo[:limit:limit]
 	}
+	p.recipientNames()
 	p.headers()
 	p.listUnsubscribe(w)
 	if m.AMP != nil && !c.AMP {
@@ -137,6 +138,9 @@ func (p *planner) headers() {
 				continue
 			}
 		}
+		if name == "list-unsubscribe" && c.ListUnsub && c.ListUnsubOne {
+			continue // see listUnsubscribe
+		}
 		allowed := c.allows(name)
 		if survives, special := c.special(name); special {
 			switch {
@@ -184,6 +188,9 @@ func (c *Capabilities) special(name string) (survives, special bool) {
 
 // allows reports whether the header policy lets a lower-case name pass.
 func (c *Capabilities) allows(name string) bool {
+	if c.HeaderAlnum && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return false
+	}
 	switch c.Headers {
 	case HeadersAny:
 		return true
@@ -205,15 +212,76 @@ func (p *planner) listUnsubscribe(w *wish) {
 		switch {
 		case !c.ListUnsub:
 			p.lose(Major, "header "+headerTitle("list-unsubscribe"), "", "")
-		case c.allows("list-unsubscribe"):
+		case c.allows("list-unsubscribe") && !c.ListUnsubOne:
 			b.Headers = append(b.Headers, HeaderField{Name: "List-Unsubscribe", Value: value})
 		}
 	}
-	if c.ListUnsub {
+	switch {
+	case c.ListUnsub && c.ListUnsubOne && value != "":
+		b.ListUnsubscribe = p.oneURI(value)
+	case c.ListUnsub:
 		b.ListUnsubscribe = value
 	}
 	if c.ListUnsubPost {
 		b.ListUnsubPost = fieldValue(h, "list-unsubscribe-post")
+	}
+}
+
+// oneURI keeps the first https URI of a List-Unsubscribe value (RFC 2369 2), the one that RFC 8058 is about.
+func (p *planner) oneURI(value string) string {
+	if !strings.Contains(value, "<") {
+		value = "<" + value + ">" // as some write it
+	}
+	uris, kept := 0, ""
+	for rest := value; ; {
+		_, after, ok := strings.Cut(rest, "<")
+		if !ok {
+			break
+		}
+		uri, next, ok := strings.Cut(after, ">")
+		if !ok {
+			break
+		}
+		uris++
+		if uri = strings.Join(strings.Fields(uri), ""); kept == "" && len(uri) > len("https://") && strings.EqualFold(uri[:len("https://")], "https://") {
+			kept = "<" + uri + ">"
+		}
+		rest = next
+	}
+	had, title := plural(uris, "URI"), "header "+headerTitle("list-unsubscribe")
+	switch {
+	case kept == "":
+		p.lose(Major, title, had, "")
+	case uris > 1:
+		p.lose(Minor, title, had, "the https one")
+	}
+	return kept
+}
+
+// recipientNames takes the characters that the API does not allow out of the names of those who receive.
+func (p *planner) recipientNames() {
+	bad := p.Caps.NameWithout
+	if bad == "" {
+		return
+	}
+	for _, l := range []struct {
+		field string
+		list  []person
+	}{{"to", p.people.to}, {"cc", p.people.cc}} {
+		for i := range l.list {
+			a := &l.list[i].addr
+			if !strings.ContainsAny(a.Name, bad) {
+				continue
+			}
+			name := strings.Join(strings.Fields(strings.Map(func(r rune) rune {
+				if strings.ContainsRune(bad, r) {
+					return ' '
+				}
+				return r
+			}, a.Name)), " ")
+			p.lose(Minor, l.field+" name", cut(a.Name, 80), cut(name, 80))
+			a.Name = name
+		}
 	}
 }
 

@@ -54,14 +54,17 @@ type Capabilities struct {
 	MaxTo          int      // of which in to; 0 = no limit of its own
 	MaxCc          int
 	MaxBcc         int
-	MaxBytes       int64 // greatest message in bytes as the API counts it, 0 = unknown
-	MaxSubject     int   // characters, 0 = unknown
+	MaxBytes       int64  // greatest message in bytes as the API counts it, 0 = unknown
+	MaxSubject     int    // characters, 0 = unknown
+	NameWithout    string // characters that the display name of a recipient cannot have: they become spaces
 	Headers        HeaderPolicy
 	HeaderList     []string // lower case, with HeadersListed
 	HeaderOnce     bool     // one value per header name: repeated fields are lost
 	HeaderMax      int      // bytes of one header value, 0 = unknown
+	HeaderAlnum    bool     // header names of letters, digits and hyphens only
 	Threading      bool     // In-Reply-To and References survive (by field or header)
 	ListUnsub      bool     // List-Unsubscribe survives
+	ListUnsubOne   bool     // of List-Unsubscribe one https URI only, in a field of its own
 	ListUnsubPost  bool     // List-Unsubscribe-Post survives
 	Tags           int      // how many tags; -1 = any number
 	Metadata       bool
