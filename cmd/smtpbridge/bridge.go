@@ -106,8 +106,8 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (b *Bridge, er
 	if err = b.smtp.Listen(); err != nil {
 		return nil, err
 	}
-	if cfg.Webhook.Address != "" {
-		if b.hooks, err = webhookd.New(webhookConfig(b.parts, b.store, b.log)); err != nil {
+	if hc := webhookConfig(b.parts, b.store, b.log); cfg.Webhook.Address != "" && len(hc.Accounts) > 0 {
+		if b.hooks, err = webhookd.New(hc); err != nil {
 			return nil, err
 		}
 		if b.hookLn, err = listen(cfg.Webhook.Address, "", o.Activated); err != nil {
@@ -353,6 +353,9 @@ func hookAccounts(p *parts) (c webhookd.Config, skipped []error) {
 	for i := range p.cfg.Accounts {
 		a := &p.cfg.Accounts[i]
 		acc := p.accounts[a.Name]
+		if _, ok := acc.Provider.(providers.WebhookParser); !ok {
+			continue // nobody calls back
+		}
 		wa := webhookd.Account{
 			Name: a.Name, Info: acc.Info, Provider: acc.Provider, Secrets: a.WebhookSecrets, InboundSecrets: a.InboundSecrets,
 			BasicAuth: a.BasicAuth, URLPath: urlPath(a.WebhookURL),

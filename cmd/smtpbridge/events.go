@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,17 +42,20 @@ public form, one object a line), dsn (the fields of RFC 3464).`,
 		if kind != "" && !q.Kind.Known() {
 			return &exitError{2, fmt.Errorf("--event %q is no kind of event", kind)}
 		}
-		render, ok := renderers[format]
-		if !ok {
-			return &exitError{2, fmt.Errorf("--format %q is not text, json or dsn", format)}
+		if !slices.Contains(dsn.Formats, format) {
+			return &exitError{2, fmt.Errorf("--format %q is not one of %s", format, strings.Join(dsn.Formats, ", "))}
 		}
 		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
 		}
 		defer api.close()
+		render, err := dsn.Formatter(format, api.cfg.Hostname)
+		if err != nil {
+			return err
+		}
 		err = api.Events(c.Context(), q, func(e event.Event) error {
-			_, err := c.OutOrStdout().Write(render(nil, e, api.cfg.Hostname))
+			_, err := c.OutOrStdout().Write(render(nil, e))
 			return err
 		})
 		if c.Context().Err() != nil && q.Follow {
@@ -60,17 +64,6 @@ public form, one object a line), dsn (the fields of RFC 3464).`,
 		return err
 	}
 	return c
-}
-
-// renderers append one event in a format, with its line end; host is the reporting MTA.
-var renderers = map[string]func(b []byte, e event.Event, host string) []byte{
-	"text": func(b []byte, e event.Event, _ string) []byte { return dsn.AppendText(b, e) },
-	"dsn":  dsn.AppendFields,
-	"json": func(b []byte, e event.Event, _ string) []byte {
-		e.Sanitize() // leaves nothing that JSON cannot write
-		b, _ = e.AppendJSON(b)
-		return append(b, '\n')
-	},
 }
 
 func parseSince(s string, now time.Time) (time.Time, error) {
