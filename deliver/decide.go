@@ -96,11 +96,8 @@ func (w *work) left() []int {
 }
 
 func (w *work) decideItem(t *tally, it *item) {
-	if it.recover && !it.keyed {
-		// Said once, by whoever finds the call: from here on a second copy is possible.
-		for _, n := range it.left {
-			w.deferred(it, n, providers.Ambiguous, "", "the bridge stopped before the answer to this call came", w.now)
-		}
+	if it.recover {
+		w.decideFound(it)
 	}
 	switch {
 	case it.err != nil:
@@ -133,6 +130,23 @@ func (w *work) decideItem(t *tally, it *item) {
 			w.r.log.ownFault("start", w.id(), w.halt)
 		}
 		t.due(due)
+	}
+}
+
+// decideFound handles a call that was started and never settled, before what is made of it now. From here on it has a
+// detail, so that it is found once only.
+func (w *work) decideFound(it *item) {
+	it.call.Detail = "the bridge stopped before the answer to this call came"
+	if it.keyed {
+		return
+	}
+	// A second copy is possible from here on.
+	for _, n := range it.left {
+		w.st.Events = append(w.st.Events, w.event(fact{
+			kind: event.Deferred, n: n, call: &it.call, mail: it.mail, account: w.l.name, attempt: w.attempt(n),
+			status: kindStatus(providers.Ambiguous), text: it.call.Detail, retryAt: w.now, unknown: true,
+			step: "found without a result", // a repeat that fails is another fact
+		}))
 	}
 }
 
@@ -217,7 +231,7 @@ func (w *work) decideError(t *tally, it *item) {
 	case providers.RateLimited:
 		t.limited, t.trouble = true, true
 		_, until := w.l.gate.closedUntil(w.now, w.fromAddr())
-		w.settleCall(it, store.CallRetry, kind)
+		w.settleCall(it, w.notTaken(it), kind)
 		t.due(later(until, w.now.Add(time.Second)))
 	case providers.Operator:
 		if e.Scope == providers.ScopeFeature && canDrop(e.Feature) {
@@ -226,7 +240,7 @@ func (w *work) decideError(t *tally, it *item) {
 			return
 		}
 		t.operator = true
-		w.settleCall(it, store.CallRetry, kind)
+		w.settleCall(it, w.notTaken(it), kind)
 		ok, until := w.l.gate.closedUntil(w.now, w.fromAddr())
 		if ok {
 			until = w.retryAt() // the fault was of one recipient only
@@ -240,12 +254,24 @@ func (w *work) decideError(t *tally, it *item) {
 	default:
 		t.counted, t.trouble = true, true
 		at := w.retryAt()
-		w.settleCall(it, store.CallRetry, kind)
+		w.settleCall(it, w.notTaken(it), kind)
 		t.due(at)
 		for _, n := range it.left {
-			w.deferred(it, n, e.Kind, e.Status, it.call.Detail, at)
+			w.deferred(it, n, e.Kind, e.Status, t.last, at)
 		}
 	}
+}
+
+// notTaken is the state of a call whose last attempt was surely not accepted. Of an earlier attempt without an answer that
+// says nothing: the call stays ambiguous, and what was decided about it stays with it.
+func (w *work) notTaken(it *item) store.CallState {
+	if !it.repeat {
+		return store.CallRetry
+	}
+	if it.mark != "" {
+		it.call.Detail = it.mark
+	}
+	return store.CallAmbiguous
 }
 
 // decideUnknown keeps a call whose answer was lost.

@@ -101,6 +101,43 @@ func TestCase066_UnknownOutcome(t *testing.T) {
 	}
 }
 
+// TestUnknownStaysUnknown: a repeat that surely failed says nothing of the first attempt, so the mail goes nowhere else.
+func TestUnknownStaysUnknown(t *testing.T) {
+	for _, k := range []providers.Kind{providers.Transient, providers.RateLimited, providers.Operator} {
+		t.Run(k.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				caps := jsonCaps()
+				caps.IdempotencyTTL = 24 * time.Hour
+				first, second := &fake{caps: caps}, &fake{caps: caps}
+				first.set(fail(providers.Ambiguous))
+				b := newBench(t, first, second)
+				defer b.close()
+				b.start()
+				id := b.submit("r@r.example")
+				b.after(10 * time.Second)
+				first.set(fail(k))
+				b.after(40 * time.Minute)
+				if n := len(second.seen()); n != 0 {
+					t.Errorf("%d calls at the second account", n)
+				}
+				b.wantStates(id, "r=in_flight")
+				if c := b.detail(id).Calls; len(c) != 1 || c[0].State != store.CallAmbiguous || c[0].Attempt < 2 {
+					t.Errorf("calls: %+v", c)
+				}
+				first.set(nil)
+				b.after(20 * time.Minute)
+				b.wantStates(id, "r=sent")
+				for _, c := range first.seen() {
+					if c.ref != first.seen()[0].ref || c.key != first.seen()[0].key {
+						t.Errorf("repeated under another reference: %+v", c)
+					}
+				}
+				b.finals(id)
+			})
+		})
+	}
+}
+
 func TestEventProvesAcceptance(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		esp := &fake{caps: jsonCaps()}
@@ -151,6 +188,42 @@ func TestCase061_StateCannotBeSaved(t *testing.T) {
 			t.Errorf("%d calls, want one per mail", n)
 		}
 		b.finals(one)
+	})
+}
+
+// TestRepeatAfterACrashFails: the call found without a result and its failed repeat are two facts.
+func TestRepeatAfterACrashFails(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		esp := &fake{caps: jsonCaps()}
+		b := newBench(t, esp)
+		defer func() { b.close() }()
+		fq := &faultyQueue{}
+		b.queue = func(q Queue) Queue { fq.Queue = q; return fq }
+		fq.set(func(store.Settlement) error { return errDisk })
+		b.start()
+		id := b.submit("r@r.example")
+		b.after(time.Second)
+		b.stop()
+		if err := b.st.Close(); err != nil {
+			t.Fatal(err)
+		}
+		fq.set(nil)
+		esp.set(fail(providers.Transient))
+		b.open()
+		b.start()
+		b.after(time.Minute)
+		unknown, failed := 0, 0
+		for _, e := range b.events(id, event.Deferred) {
+			if e.Outcome == event.OutcomeUnknown {
+				unknown++
+			} else if strings.Contains(e.Diagnostic, "because transient") {
+				failed++
+			}
+		}
+		if unknown != 1 || failed != 1 {
+			t.Errorf("%d unknown and %d failed events, want one each", unknown, failed)
+		}
+		b.finals(id)
 	})
 }
 

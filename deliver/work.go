@@ -63,9 +63,10 @@ type item struct {
 	left    []int // recipients without a final state
 	act     act
 	due     time.Time
-	repeat  bool // its answer was lost before
-	recover bool // found started and without a result
-	keyed   bool // the ESP would know the call again
+	repeat  bool   // its answer was lost before
+	recover bool   // found started and without a result
+	keyed   bool   // the ESP would know the call again
+	mark    string // heldUnknown or notFindable, when the call has it
 	why     string
 
 	started  bool
@@ -350,6 +351,9 @@ func (w *work) judgeOpen(c store.Call) *item {
 	default:
 		// A call whose answer was lost has a detail; one that was started and never settled has none.
 		it.repeat, it.recover = true, c.State == store.CallOpen || c.Detail == ""
+		if c.Detail == heldUnknown || c.Detail == notFindable {
+			it.mark = c.Detail
+		}
 		if it.recover {
 			w.r.log.callUnknown(c.Account, w.id(), c.Ref, errors.New("started before a restart, without a result"))
 		}
