@@ -134,7 +134,7 @@ func (p *planner) inline(a *mime.Attachment, title string) bool {
 		// Nothing in the mail refers to it; APIs know a part as inline by its Content-ID.
 		p.lose(Info, title, "inline", "as attachment")
 		return false
-	case !c.Inline && !c.InlineImages, c.InlineImages && !c.Inline && !strings.HasPrefix(a.Type, "image/"):
+	case !c.Inline && !c.InlineImages, c.InlineImages && !strings.HasPrefix(a.Type, "image/"):
 		p.lose(Major, title, "inline", "as attachment")
 		return false
 	}

@@ -6,6 +6,7 @@ import (
 	"smtpbridge/providers/lmtp"
 	"smtpbridge/providers/maildir"
 	"smtpbridge/providers/mailpace"
+	"smtpbridge/providers/mandrill"
 	"smtpbridge/providers/sandbox"
 	"smtpbridge/providers/smtp"
 	"smtpbridge/providers/smtpeter"
@@ -17,6 +18,7 @@ func Registry() providers.Registry {
 		lmtp.Info,
 		maildir.Info,
 		mailpace.Info,
+		mandrill.Info,
 		sandbox.Info,
 		smtp.Info,
 		smtpeter.Info,

@@ -156,7 +156,8 @@ func (s Suite) compareContent(t *testing.T, caps translate.Capabilities, m *tran
 		}
 		g := left[i]
 		left = slices.Delete(left, i, i+1)
-		if g.Name != a.Name {
+		// An API may know an inline image by its Content-ID alone.
+		if g.Name != a.Name && !(a.Inline && caps.InlineImages && g.Name == "") {
 			t.Errorf("got attachment name %q, want %q", g.Name, a.Name)
 		}
 		if caps.AttachType && mediaType(g.Type) != a.Type {

@@ -1,0 +1,459 @@
+package twin
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"net/mail"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// strict decodes a body and refuses fields that the specification does not have, so that a test finds them; what Mandrill
+// does with them is not documented.
+func strict(body []byte, v any) *refusal {
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return invalid("Validation error: " + err.Error())
+	}
+	if d.More() {
+		return invalid("Validation error: more than one value")
+	}
+	return nil
+}
+
+type file struct {
+	Type    string `json:"type"`
+	Name    string `json:"name"`
+	Content string `json:"content"`
+}
+
+type variable struct {
+	Name    string `json:"name"`
+	Content any    `json:"content"`
+}
+
+type sendCall struct {
+	Key     string `json:"key"`
+	Async   bool   `json:"async"`
+	IPPool  string `json:"ip_pool"`
+	SendAt  string `json:"send_at"`
+	Message *struct {
+		FromEmail string `json:"from_email"`
+		FromName  string `json:"from_name"`
+		To        []struct {
+			Email string `json:"email"`
+			Name  string `json:"name"`
+			Type  string `json:"type"`
+		} `json:"to"`
+		Subject            string          `json:"subject"`
+		Text               string          `json:"text"`
+		HTML               string          `json:"html"`
+		Headers            json.RawMessage `json:"headers"`
+		Attachments        []file          `json:"attachments"`
+		Images             []file          `json:"images"`
+		Important          bool            `json:"important"`
+		TrackOpens         *bool           `json:"track_opens"`
+		TrackClicks        *bool           `json:"track_clicks"`
+		AutoText           *bool           `json:"auto_text"`
+		AutoHTML           *bool           `json:"auto_html"`
+		InlineCSS          *bool           `json:"inline_css"`
+		URLStripQS         *bool           `json:"url_strip_qs"`
+		PreserveRecipients *bool           `json:"preserve_recipients"`
+		ViewContentLink    *bool           `json:"view_content_link"`
+		BccAddress         string          `json:"bcc_address"`
+		TrackingDomain     string          `json:"tracking_domain"`
+		SigningDomain      string          `json:"signing_domain"`
+		ReturnPathDomain   string          `json:"return_path_domain"`
+		Merge              *bool           `json:"merge"`
+		MergeLanguage      string          `json:"merge_language"`
+		GlobalMergeVars    []variable      `json:"global_merge_vars"`
+		MergeVars          []struct {
+			Rcpt string     `json:"rcpt"`
+			Vars []variable `json:"vars"`
+		} `json:"merge_vars"`
+		Tags              []string       `json:"tags"`
+		Subaccount        string         `json:"subaccount"`
+		GoogleDomains     []string       `json:"google_analytics_domains"`
+		GoogleCampaign    string         `json:"google_analytics_campaign"`
+		Metadata          map[string]any `json:"metadata"`
+		RecipientMetadata []struct {
+			Rcpt   string         `json:"rcpt"`
+			Values map[string]any `json:"values"`
+		} `json:"recipient_metadata"`
+	} `json:"message"`
+}
+
+func (t *Twin) send(body []byte) (any, *refusal) {
+	var q sendCall
+	if err := strict(body, &q); err != nil {
+		return nil, err
+	}
+	g := q.Message
+	switch {
+	case g == nil:
+		return nil, invalidField("Please enter a value", "message")
+	case len(g.To) == 0:
+		return nil, invalidField("Please enter an array", "message", "to")
+	case utf8.RuneCountInString(g.Subject) > 998:
+		return nil, invalidField("The subject is longer than 998 characters", "message", "subject")
+	}
+	is := func(asked *bool, standard bool) bool {
+		if asked != nil {
+			return *asked
+		}
+		return standard
+	}
+	m := Mail{
+		Call: "messages/send", From: g.FromEmail, FromName: g.FromName, Subject: g.Subject, Text: g.Text, HTML: g.HTML, Tags: g.Tags,
+		Preserve: is(g.PreserveRecipients, !t.o.OneByOne), Opens: is(g.TrackOpens, t.o.TrackOpens), Clicks: is(g.TrackClicks, t.o.TrackClicks),
+		Rewritten: is(g.AutoText, t.o.Rewrites) || is(g.AutoHTML, t.o.Rewrites) || is(g.InlineCSS, t.o.Rewrites) || is(g.URLStripQS, t.o.Rewrites),
+		Merged:    is(g.Merge, t.o.Rewrites) || len(g.GlobalMergeVars)+len(g.MergeVars) > 0,
+		Metadata:  scalars(g.Metadata), Subaccount: g.Subaccount, ReturnPath: g.ReturnPathDomain, IPPool: q.IPPool, Async: q.Async, Headers: map[string][]string{},
+	}
+	// A list in place of the map is ignored in silence.
+	var headers map[string]string
+	if err := json.Unmarshal(g.Headers, &headers); err != nil && len(g.Headers) > 0 && g.Headers[0] == '{' {
+		return nil, invalidField("Please enter a string", "message", "headers")
+	}
+	for k, v := range headers {
+		m.Headers[k] = []string{v}
+	}
+	var shown []string
+	for _, r := range g.To {
+		kind := r.Type
+		if kind == "" {
+			kind = "to"
+		}
+		if kind != "to" && kind != "cc" && kind != "bcc" {
+			return nil, invalidField("Please choose to, cc or bcc", "message", "to")
+		}
+		m.Rcpts = append(m.Rcpts, Rcpt{Email: r.Email, Type: kind})
+		if kind != "bcc" {
+			shown = append(shown, r.Email)
+		}
+	}
+	for _, list := range []struct {
+		name string
+		in   []file
+		out  *[]File
+	}{{"attachments", g.Attachments, &m.Attachments}, {"images", g.Images, &m.Images}} {
+		for _, f := range list.in {
+			content, err := base64.StdEncoding.Strict().DecodeString(f.Content)
+			if err != nil {
+				return nil, invalidField("Please enter base64", "message", list.name)
+			}
+			if list.name == "images" && (!strings.HasPrefix(f.Type, "image/") || f.Name == "") {
+				return nil, invalidField("The type of an image starts with image/", "message", list.name)
+			}
+			*list.out = append(*list.out, File{f.Type, f.Name, content})
+		}
+	}
+	return t.take(m, shown, q.SendAt)
+}
+
+type rawCall struct {
+	Key              string   `json:"key"`
+	RawMessage       *string  `json:"raw_message"`
+	FromEmail        string   `json:"from_email"`
+	FromName         string   `json:"from_name"`
+	To               []string `json:"to"`
+	Async            bool     `json:"async"`
+	IPPool           string   `json:"ip_pool"`
+	SendAt           string   `json:"send_at"`
+	ReturnPathDomain string   `json:"return_path_domain"`
+}
+
+func (t *Twin) sendRaw(body []byte) (any, *refusal) {
+	var q rawCall
+	if err := strict(body, &q); err != nil {
+		return nil, err
+	}
+	if q.RawMessage == nil || *q.RawMessage == "" {
+		return nil, invalidField("Please enter a value", "raw_message")
+	}
+	m := Mail{
+		Call: "messages/send-raw", From: q.FromEmail, FromName: q.FromName, Async: q.Async, IPPool: q.IPPool, ReturnPath: q.ReturnPathDomain,
+		Preserve: !t.o.OneByOne, Opens: t.o.TrackOpens, Clicks: t.o.TrackClicks,
+	}
+	msg, err := mail.ReadMessage(strings.NewReader(*q.RawMessage))
+	if err != nil {
+		return nil, invalidField("The document cannot be read", "raw_message")
+	}
+	doc, ref := t.readOptions(&m, msg.Header, []byte(*q.RawMessage))
+	if ref != nil {
+		return nil, ref
+	}
+	m.Raw, m.Headers = doc, map[string][]string(msg.Header)
+	words := mime.WordDecoder{}
+	if m.Subject, err = words.DecodeHeader(msg.Header.Get("Subject")); err != nil {
+		m.Subject = msg.Header.Get("Subject")
+	}
+	if m.From == "" {
+		from, err := msg.Header.AddressList("From")
+		if err != nil || len(from) == 0 {
+			return nil, invalidField("An email address must contain a single @", "from_email")
+		}
+		m.From, m.FromName = from[0].Address, from[0].Name
+	}
+	var shown []string
+	for _, name := range []string{"To", "Cc"} {
+		list, err := msg.Header.AddressList(name)
+		if err != nil {
+			continue // undisclosed-recipients:; and the like
+		}
+		for _, a := range list {
+			shown = append(shown, a.Address)
+		}
+	}
+	to := q.To
+	if to == nil {
+		// Without "to" the headers name the recipients; a Bcc header alone was reported as not delivered.
+		to = shown
+	}
+	if len(to) == 0 {
+		return nil, invalidField("Please enter an array", "to")
+	}
+	for _, a := range to {
+		kind := "bcc"
+		if slices.ContainsFunc(shown, func(s string) bool { return strings.EqualFold(s, a) }) {
+			kind = "to"
+		}
+		m.Rcpts = append(m.Rcpts, Rcpt{Email: a, Type: kind})
+	}
+	return t.take(m, shown, q.SendAt)
+}
+
+// readOptions takes the X-MC-* fields out of a document. Names the article does not have are refused, so that a test
+// finds them.
+func (t *Twin) readOptions(m *Mail, h mail.Header, doc []byte) ([]byte, *refusal) {
+	rewrites := map[string]bool{"autotext": t.o.Rewrites, "autohtml": t.o.Rewrites, "inlinecss": t.o.Rewrites, "urlstripqs": t.o.Rewrites}
+	for name, values := range h {
+		option, ok := strings.CutPrefix(strings.ToLower(name), "x-mc-")
+		if !ok {
+			continue
+		}
+		value := values[0]
+		on, isBool := map[string]bool{"true": true, "on": true, "yes": true, "y": true, "false": false, "off": false, "no": false, "n": false}[strings.ToLower(value)]
+		delete(h, name)
+		switch option {
+		case "autotext", "autohtml", "inlinecss", "urlstripqs", "viewcontentlink", "important", "preserverecipients":
+			if !isBool {
+				return nil, invalid("Validation error: " + name + " is not yes or no") // wording not documented, here and below
+			}
+			if option == "preserverecipients" {
+				m.Preserve = on
+			} else if _, ok := rewrites[option]; ok {
+				rewrites[option] = on
+			}
+		case "track":
+			m.Opens, m.Clicks = false, false
+			for _, v := range strings.Split(value, ",") {
+				switch strings.TrimSpace(v) {
+				case "opens":
+					m.Opens = true
+				case "clicks", "clicks_all", "clicks_htmlonly", "clicks_textonly":
+					m.Clicks = true
+				case "none":
+				default:
+					return nil, invalid("Validation error: X-MC-Track")
+				}
+			}
+		case "tags":
+			decoded, err := (&mime.WordDecoder{}).DecodeHeader(value)
+			if err != nil {
+				return nil, invalid("Validation error: X-MC-Tags")
+			}
+			for _, tag := range strings.Split(decoded, ",") {
+				m.Tags = append(m.Tags, strings.TrimSpace(tag))
+			}
+		case "metadata":
+			var v map[string]any
+			if err := json.Unmarshal([]byte(value), &v); err != nil {
+				return nil, invalid("Validation error: X-MC-Metadata is not JSON")
+			}
+			m.Metadata = scalars(v)
+		case "subaccount":
+			m.Subaccount = value
+		case "ippool":
+			m.IPPool = value
+		case "returnpathdomain":
+			m.ReturnPath = value
+		case "trackingdomain", "signingdomain", "googleanalytics", "googleanalyticscampaign", "template", "mergevars", "mergelanguage", "bccaddress", "sendat":
+		default:
+			return nil, invalid("Validation error: " + name + " is not known")
+		}
+	}
+	for _, on := range rewrites {
+		m.Rewritten = m.Rewritten || on
+	}
+	return withoutOptions(doc), nil
+}
+
+// withoutOptions is the document as its reader gets it.
+func withoutOptions(doc []byte) []byte {
+	var out []byte
+	skip := false
+	for len(doc) > 0 {
+		n := bytes.IndexByte(doc, '\n') + 1
+		if n == 0 {
+			n = len(doc)
+		}
+		line := doc[:n]
+		if len(bytes.TrimRight(line, "\r\n")) == 0 {
+			return append(out, doc...)
+		}
+		if line[0] != ' ' && line[0] != '\t' {
+			skip = len(line) > 5 && strings.EqualFold(string(line[:5]), "x-mc-")
+		}
+		if !skip {
+			out = append(out, line...)
+		}
+		doc = doc[n:]
+	}
+	return out
+}
+
+func scalars(in map[string]any) map[string]string {
+	out := map[string]string{}
+	for k, v := range in {
+		out[k] = fmt.Sprint(v)
+	}
+	return out
+}
+
+const year = 366 * 24 * time.Hour
+
+// take checks what both forms have in common, and takes the call.
+func (t *Twin) take(m Mail, shown []string, sendAt string) (any, *refusal) {
+	now := t.o.Now().UTC()
+	if !strings.Contains(m.From, "@") {
+		return nil, invalidField("An email address must contain a single @", "message", "from_email")
+	}
+	for _, tag := range m.Tags {
+		if strings.HasPrefix(tag, "_") || utf8.RuneCountInString(tag) > 50 || tag == "" {
+			return nil, invalidField("Tags have at most 50 characters and no leading underscore", "message", "tags")
+		}
+	}
+	if m.Subaccount != "" && !slices.Contains(t.o.Subaccounts, m.Subaccount) {
+		return nil, errSubaccount
+	}
+	size := len(m.Raw) + len(m.Text) + len(m.HTML)
+	for _, f := range slices.Concat(m.Attachments, m.Images) {
+		size += base64.StdEncoding.EncodedLen(len(f.Content))
+	}
+	if size > maxMessage {
+		return nil, invalid("The message is too large") // not documented
+	}
+	scheduled := false
+	if sendAt != "" {
+		at, err := time.Parse(time.DateTime, sendAt)
+		if err != nil {
+			return nil, invalidField("Please enter a time of the form YYYY-MM-DD HH:MM:SS", "send_at")
+		}
+		if at.Sub(now) > year {
+			return nil, invalidField("At most one year ahead", "send_at")
+		}
+		if scheduled = at.After(now); scheduled && t.o.Unpaid {
+			return nil, errPayment
+		}
+		m.SendAt = at
+	}
+	m.At = now
+	m.Async = m.Async || len(m.Rcpts) > maxSync
+	_, domain, _ := strings.Cut(m.From, "@")
+	var out []map[string]any
+	for i := range m.Rcpts {
+		r := &m.Rcpts[i]
+		r.ID, r.Status = token(), "sent"
+		r.Visible = []string{r.Email}
+		if m.Preserve {
+			r.Visible = shown
+		}
+		addr := strings.ToLower(r.Email)
+		reason := t.o.Rejects[addr]
+		switch {
+		case !validAddr(r.Email):
+			r.Status, r.Reason = "invalid", "invalid"
+		case t.o.Domains != nil && !slices.Contains(t.o.Domains, strings.ToLower(domain)):
+			r.Status, r.Reason = "rejected", "unsigned"
+		case reason != "":
+			r.Status, r.Reason = "rejected", reason
+		case addr == "reject@test.mandrillapp.com":
+			r.Status, r.Reason = "rejected", "hard-bounce" // which reason the test address gives is not documented
+		case scheduled:
+			r.Status = "scheduled"
+		}
+		entry := map[string]any{"email": r.Email, "status": r.Status, "_id": r.ID, "reject_reason": nil, "queued_reason": nil}
+		if m.Async && r.Status != "scheduled" {
+			entry["status"] = "queued"
+			if len(m.Rcpts) > maxSync {
+				entry["queued_reason"] = "multiple-recipients"
+			}
+		} else if r.Reason != "" {
+			entry["reject_reason"] = r.Reason
+		} else if t.o.QueuedFor != "" {
+			entry["status"], entry["queued_reason"] = "queued", t.o.QueuedFor
+		}
+		r.Answered, _ = entry["status"].(string)
+		out = append(out, entry)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.total++
+	t.mails = append(t.mails, m)
+	if n := len(t.mails) - t.o.Keep; n > 0 {
+		t.mails = slices.Delete(t.mails, 0, n)
+	}
+	return out, nil
+}
+
+// validAddr is one @ with something around it.
+func validAddr(a string) bool {
+	local, domain, ok := strings.Cut(a, "@")
+	return ok && local != "" && strings.Contains(domain, ".") && !strings.ContainsAny(domain, "@ ") && !strings.ContainsAny(a, "<>\r\n")
+}
+
+// info is /messages/info.
+func (t *Twin) info(body []byte) (any, *refusal) {
+	var q struct {
+		Key string `json:"key"`
+		ID  string `json:"id"`
+	}
+	if err := strict(body, &q); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range t.mails {
+		for _, r := range m.Rcpts {
+			if r.ID == q.ID {
+				state := r.Status
+				if state == "invalid" {
+					state = "rejected"
+				}
+				return map[string]any{
+					"ts": m.At.Unix(), "_id": r.ID, "sender": m.From, "subject": m.Subject, "email": r.Email, "tags": m.Tags,
+					"state": state, "metadata": m.Metadata, "opens": 0, "clicks": 0, "smtp_events": []any{},
+				}, nil
+			}
+		}
+	}
+	return nil, errMessage
+}
+
+// Body is what a raw document's reader gets below the header.
+func (m Mail) Body() (string, error) {
+	msg, err := mail.ReadMessage(bytes.NewReader(m.Raw))
+	if err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(msg.Body)
+	return string(b), err
+}
