@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,15 +63,38 @@ func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log
 	if err != nil {
 		problems = append(problems, cfg.Problem("route", err))
 	}
+	problems = append(problems, checkDialects(cfg)...)
 	if len(problems) > 0 {
 		return nil, problems
 	}
 	p.planner = deliver.NewPlanner(deliver.PlannerConfig{
 		Routes: table, Accounts: p.accounts, Limits: mime.Limits{}, Generation: generation,
 		Retry: schedule, Expire: cfg.Delivery.Expire.D(), FailoverAfter: cfg.Delivery.FailoverAfter.D(),
-		OnUnknown: cfg.Delivery.OnUnknown, SoftBounce: cfg.Delivery.SoftBounce, KeepSubject: cfg.Events.Subject,
+		Dialects: listenerDialects(cfg), OnUnknown: cfg.Delivery.OnUnknown, SoftBounce: cfg.Delivery.SoftBounce, KeepSubject: cfg.Events.Subject,
 	})
 	return p, nil
+}
+
+// listenerDialects says which header dialects each listener understands.
+func listenerDialects(cfg *config.Config) map[string][]string {
+	out := map[string][]string{}
+	for _, l := range cfg.Listeners {
+		out[l.Name] = l.Dialects
+	}
+	return out
+}
+
+// checkDialects finds names that are no dialect.
+func checkDialects(cfg *config.Config) (ps config.Problems) {
+	known := translate.Dialects()
+	for i, l := range cfg.Listeners {
+		for _, d := range l.Dialects {
+			if d != "all" && !slices.Contains(known, d) {
+				ps = append(ps, cfg.Problem(fmt.Sprintf("listener[%d].dialects", i), fmt.Errorf("unknown dialect %q; known: all, %s", d, strings.Join(known, ", "))))
+			}
+		}
+	}
+	return ps
 }
 
 func makeRoutes(cfg *config.Config) []route.Route {
