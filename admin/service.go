@@ -113,6 +113,9 @@ func (s *Service) Act(ctx context.Context, id string, a Action, reason string) e
 	if err != nil {
 		return notFound(err, "mail", id)
 	}
+	if st := d.Mail.State; st == store.MailFinished || st == store.MailDeleted {
+		return fmt.Errorf("mail %s is %s: there is nothing left to %s", d.Mail.Envelope.ID, st, a)
+	}
 	s.Log.Info("operator action", "event", "admin.action", "action", string(a), "id", d.Mail.Envelope.ID, "reason", event.Clean(reason, 200))
 	switch a {
 	case Retry:

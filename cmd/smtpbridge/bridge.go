@@ -68,11 +68,11 @@ const forwardLanes = 8
 const shutdownGrace = 30 * time.Second
 
 // NewBridge reads the configuration, opens the store and binds every socket.
-func NewBridge(ctx context.Context, file string, o BridgeOptions) (b *Bridge, err error) {
+func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, err error) {
 	if o.Registry == nil {
 		o.Registry = all.Registry()
 	}
-	b = &Bridge{file: file, registry: o.Registry, log: o.Log, started: time.Now()}
+	b := &Bridge{file: file, registry: o.Registry, log: o.Log, started: time.Now()}
 	cfg, gen, err := b.load()
 	if err != nil {
 		return nil, err
