@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"sort"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -232,12 +233,17 @@ func (j *JSON) Base64(size int64, open func() io.ReadCloser) Value {
 	}})
 }
 
+// heads are buffers that tell whether a text is short enough for memory: most are, and only their text is kept.
+var heads = sync.Pool{New: func() any { return new([memoryText + 1]byte) }}
+
 // Text is a string: the UTF-8 text of open, escaped. Octets that are not UTF-8 become U+FFFD. An
 // error of open is reported by Body.
 func (j *JSON) Text(open func() io.ReadCloser) Value {
 	r := newEscapeReader(open())
 	defer r.Close()
-	head := make([]byte, memoryText+1)
+	buf := heads.Get().(*[memoryText + 1]byte)
+	defer heads.Put(buf)
+	head := buf[:]
 	n, err := io.ReadFull(r, head)
 	switch err {
 	case io.EOF, io.ErrUnexpectedEOF:
