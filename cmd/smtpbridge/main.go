@@ -44,7 +44,11 @@ const defaultConfig = "/etc/smtpbridge/bridge.toml"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:]))
+	args := os.Args[1:]
+	if isSendmail(os.Args[0]) {
+		args = append([]string{"sendmail"}, sendmailName(os.Args[0], args)...)
+	}
+	os.Exit(run(ctx, args))
 }
 
 // run executes one command line and returns the exit code.
@@ -83,7 +87,7 @@ bridge.toml.example, run "smtpbridge check" and "smtpbridge serve".`,
 		return &exitError{2, fmt.Errorf("%w\nsee: %s --help", err, c.CommandPath())}
 	})
 	root.AddCommand(
-		serveCommand(), checkCommand(), demoCommand(), parseCommand(), explainCommand(), sendCommand(),
+		serveCommand(), checkCommand(), demoCommand(), parseCommand(), explainCommand(), sendCommand(), sendmailCommand(),
 		queueCommand(), eventsCommand(), traceCommand(), accountCommand(), storeCommand(), hashPasswordCommand(), versionCommand(),
 	)
 	return root

@@ -160,7 +160,7 @@ func dialogue(conn net.Conn, own *tls.Config, auth stdsmtp.Auth, from string, to
 	if err := c.Hello("localhost"); err != nil {
 		return "", err
 	}
-	if ok, _ := c.Extension("STARTTLS"); ok {
+	if ok, _ := c.Extension("STARTTLS"); ok && own != nil {
 		if err := c.StartTLS(own); err != nil {
 			return "", err
 		}
