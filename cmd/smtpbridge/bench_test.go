@@ -16,13 +16,27 @@ import (
 	"testing"
 )
 
-// BenchmarkBridge is the whole way of a 10 KiB mail: SMTP in, fsync, API call out, over 50 sessions.
+// BenchmarkBridge is the whole way of a mail: SMTP in, fsync, API call out, over 50 sessions.
 func BenchmarkBridge(b *testing.B) {
+	for _, tt := range []struct {
+		name, provider string
+		lines          int // of 72 bytes
+	}{{"JSON-10KiB", "mailpace", 142}, {"raw-10KiB", "smtpeter", 142}, {"raw-1MiB", "smtpeter", 14563}} {
+		b.Run(tt.name, func(b *testing.B) { benchmarkBridge(b, tt.provider, tt.lines) })
+	}
+}
+
+func benchmarkBridge(b *testing.B, provider string, lines int) {
 	var delivered atomic.Int64
 	done := make(chan struct{}, 1)
 	esp := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
-		fmt.Fprintf(w, `{"id":%d,"status":"pending"}`, delivered.Add(1))
+		n := delivered.Add(1)
+		if provider == "mailpace" {
+			fmt.Fprintf(w, `{"id":%d,"status":"pending"}`, n)
+		} else {
+			fmt.Fprintf(w, `{"id%d":"b@example.net"}`, n)
+		}
 		select {
 		case done <- struct{}{}:
 		default:
@@ -31,7 +45,7 @@ func BenchmarkBridge(b *testing.B) {
 	defer esp.Close()
 	dir := b.TempDir()
 	file := filepath.Join(dir, "bridge.toml")
-	text := fmt.Sprintf("data_dir = %q\n[[listener]]\nname = \"l\"\naddress = \"127.0.0.1:0\"\nmax_connections_per_ip = 1000\n[[account]]\nname = \"a\"\nprovider = \"mailpace\"\napi_key = \"bench\"\nbase_url = %q\nmax_concurrent = 100\n[[route]]\nsenders = [\"*\"]\naccounts = [\"a\"]\n[webhook]\naddress = \"\"\n[admin]\nsocket = %q\n", dir, esp.URL, filepath.Join(dir, "s"))
+	text := fmt.Sprintf("data_dir = %q\n[[listener]]\nname = \"l\"\naddress = \"127.0.0.1:0\"\nmax_connections_per_ip = 1000\n[[account]]\nname = \"a\"\nprovider = %q\napi_key = \"bench\"\nbase_url = %q\nmax_concurrent = 100\n[[route]]\nsenders = [\"*\"]\naccounts = [\"a\"]\n[webhook]\naddress = \"\"\n[admin]\nsocket = %q\n", dir, provider, esp.URL, filepath.Join(dir, "s"))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		b.Fatal(err)
 	}
@@ -43,9 +57,10 @@ func BenchmarkBridge(b *testing.B) {
 	ran, ready := make(chan error, 1), make(chan struct{})
 	go func() { ran <- br.Run(ctx, func() { close(ready) }) }()
 	<-ready
-	mail := "From: a@example.com\r\nTo: b@example.net\r\nSubject: bench\r\n\r\n" + strings.Repeat(strings.Repeat("x", 70)+"\r\n", 142) + ".\r\n"
+	mail := "From: a@example.com\r\nTo: b@example.net\r\nSubject: bench\r\n\r\n" + strings.Repeat(strings.Repeat("x", 70)+"\r\n", lines) + ".\r\n"
 	var next atomic.Int64
 	var wg sync.WaitGroup
+	b.SetBytes(int64(len(mail)))
 	b.ResetTimer()
 	for range 50 {
 		wg.Go(func() {
