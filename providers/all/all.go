@@ -5,6 +5,7 @@ import (
 	"smtpbridge/providers"
 	"smtpbridge/providers/lmtp"
 	"smtpbridge/providers/maildir"
+	"smtpbridge/providers/mailersend"
 	"smtpbridge/providers/mailpace"
 	"smtpbridge/providers/mandrill"
 	"smtpbridge/providers/sandbox"
@@ -17,6 +18,7 @@ func Registry() providers.Registry {
 	return providers.Registry{
 		lmtp.Info,
 		maildir.Info,
+		mailersend.Info,
 		mailpace.Info,
 		mandrill.Info,
 		sandbox.Info,

@@ -55,7 +55,13 @@ func (p *provider) build(m *translate.Mail) (*wire, httpapi.Request, error) {
 		Subject: m.Subject, Tags: slices.Clone(m.Options.Tags),
 		ListUnsubscribe: strings.Trim(m.ListUnsubscribe, "<>"),
 	}}
-	if len(w.To) == 0 {
+	switch {
+	case len(w.To) > 0:
+	case len(w.Cc) > 0:
+		// What is left of a long Cc after the To of an earlier call: a call needs a to.
+		w.To, w.Cc = w.Cc, nil
+		w.lost = append(w.lost, translate.Loss{Field: "cc", Had: count(len(w.To), "address", "addresses"), Sent: "as to", Severity: translate.Minor})
+	default:
 		// QUIRK: with an empty to, the addresses of rcpt_to receive as Bcc (README of the vendor's Node SDK 3.4.0).
 		w.RcptTo, w.Bcc = w.Bcc, nil
 	}
@@ -160,18 +166,18 @@ func (w *wire) thread(m *mime.Message) {
 		if w.InReplyTo != "" {
 			sent = "first only, others in references"
 		}
-		w.lost = append(w.lost, translate.Loss{Field: "header in-reply-to", Had: count(n, "id"), Sent: sent, Severity: translate.Minor})
+		w.lost = append(w.lost, translate.Loss{Field: "header in-reply-to", Had: count(n, "id", "ids"), Sent: sent, Severity: translate.Minor})
 	}
 	for _, id := range refs {
 		w.References = append(w.References, "<"+id+">")
 	}
 }
 
-func count(n int, what string) string {
+func count(n int, one, many string) string {
 	if n == 1 {
-		return "1 " + what
+		return "1 " + one
 	}
-	return strconv.Itoa(n) + " " + what + "s"
+	return strconv.Itoa(n) + " " + many
 }
 
 // headers writes what has no field of its own. precedence_bulk is said either way, as the domain may be set to add the
