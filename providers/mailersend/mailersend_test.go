@@ -15,6 +15,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -350,9 +351,8 @@ func TestHeadersOfAnAnswer(t *testing.T) {
 
 // TestTwinFaults walks through the twin's own refusals with the provider's eyes.
 func TestTwinFaults(t *testing.T) {
-	clock := suiteNow
 	newTwin := func(o twin.Options) (*twin.Twin, providers.Provider) {
-		o.Token, o.Now = providertest.Key, func() time.Time { return clock }
+		o.Token, o.Now = providertest.Key, func() time.Time { return suiteNow }
 		tw := twin.New(o)
 		srv := httptest.NewServer(tw.Handler())
 		t.Cleanup(srv.Close)
@@ -429,9 +429,10 @@ func TestTwinFaults(t *testing.T) {
 
 // TestFind looks calls up whose answer was lost.
 func TestFind(t *testing.T) {
-	clock := suiteNow
-	make1 := func(o twin.Options, options string) (*twin.Twin, providers.Provider) {
-		o.Token, o.Now = providertest.Key, func() time.Time { return clock }
+	var ahead atomic.Int64 // of suiteNow
+	clock := func() time.Time { return suiteNow.Add(time.Duration(ahead.Load())) }
+	serve := func(o twin.Options, options string) (*twin.Twin, providers.Provider) {
+		o.Token, o.Now = providertest.Key, clock
 		tw := twin.New(o)
 		srv := httptest.NewServer(tw.Handler())
 		t.Cleanup(srv.Close)
@@ -439,20 +440,20 @@ func TestFind(t *testing.T) {
 		adapt := s.Options
 		s.Options = func(t testing.TB, po *providers.Options) {
 			adapt(t, po)
-			po.Now = func() time.Time { return clock }
+			po.Now = clock
 		}
 		return tw, s.New(t, srv.URL, nil)
 	}
 	find := func(p providers.Provider, m *translate.Mail) (*providers.Outcome, providers.Found, error) {
 		return p.(providers.Finder).Find(t.Context(), m, suiteNow)
 	}
-	tw, p := make1(twin.Options{}, "")
+	tw, p := serve(twin.Options{}, "")
 	m := providertest.Plain(t, caps(t, ""), 2)
 	tw.Inject(twin.Fault{Lose: true})
 	if _, err := p.Send(t.Context(), m); providers.KindOf(err) != providers.Ambiguous {
 		t.Fatalf("got %v, want Ambiguous", err)
 	}
-	clock = clock.Add(2 * time.Minute)
+	ahead.Store(int64(2 * time.Minute))
 	out, found, err := find(p, m)
 	if err != nil || found != providers.Present || out.MessageID != tw.Mails()[0].ID || len(out.Rcpts) != 2 {
 		t.Errorf("taken: got %+v, %v, %v", out, found, err)
@@ -463,7 +464,7 @@ func TestFind(t *testing.T) {
 		t.Errorf("not taken: got %v, %v", found, err)
 	}
 	later := *other
-	later.Options.SendAt = clock.Add(time.Hour)
+	later.Options.SendAt = clock().Add(time.Hour)
 	if _, found, err := find(p, &later); err != nil || found != providers.CannotTell {
 		t.Errorf("scheduled: got %v, %v", found, err)
 	}
@@ -490,7 +491,7 @@ func TestFind(t *testing.T) {
 		{"dropped", "", twin.Options{}, []twin.Fault{{Drop: true}}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tw, p := make1(tt.o, tt.options)
+			tw, p := serve(tt.o, tt.options)
 			tw.Inject(tt.faults...)
 			out, found, err := find(p, m)
 			if out != nil || found != providers.CannotTell || (err == nil) != tt.never {
@@ -789,6 +790,26 @@ func TestLongCc(t *testing.T) {
 	mails := tw.Mails()
 	if len(mails) != 2 || len(mails[0].Cc) != 10 || len(mails[1].To) != 2 || lost != 1 {
 		t.Errorf("got %+v, %d losses", mails, lost)
+	}
+}
+
+// TestTags: MailerSend takes five, of which ours is one.
+func TestTags(t *testing.T) {
+	for options, want := range map[string]int{"": 4, "reference_tag = false": 5} {
+		tw := twin.New(twin.Options{Token: providertest.Key})
+		srv := httptest.NewServer(tw.Handler())
+		p := suite(t, options).New(t, srv.URL+"/v1/", nil)
+		m := providertest.Message{Name: "tags", From: "a@example.com", Rcpts: []string{"b@example.org"}, EML: strings.Repeat("X-Smtpbridge-Tag: %\r\n", 6) +
+			"From: a@example.com\r\nTo: b@example.org\r\nSubject: s\r\n\r\nHello\r\n"}
+		for i := range 6 {
+			m.EML = strings.Replace(m.EML, "%", fmt.Sprint("tag", i), 1)
+		}
+		mail := m.Plan(t, p.Capabilities())[0]
+		_, err := p.Send(t.Context(), mail)
+		srv.Close()
+		if err != nil || len(mail.Options.Tags) != want || len(tw.Mails()[0].Tags) != 5 {
+			t.Errorf("%q: %q, %v", options, mail.Options.Tags, err)
+		}
 	}
 }
 
