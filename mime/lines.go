@@ -27,8 +27,10 @@ type lineReader struct {
 	cont     bool
 }
 
-func newLineReader(r io.Reader) *lineReader {
-	return &lineReader{r: r, buf: make([]byte, lineBuffer), lf: -2}
+// newLineReader reads a source of size bytes.
+func newLineReader(r io.Reader, size int64) *lineReader {
+	n := min(max(size, 0)+1, lineBuffer) // one more than the source, so that its end is seen
+	return &lineReader{r: r, buf: make([]byte, n), lf: -2}
 }
 
 func (l *lineReader) next() (line, error) {

@@ -44,7 +44,7 @@ func (l Limits) withDefaults() Limits {
 // Parse reads the structure of a mail of size bytes. It returns a *LimitError, an error of r, or a Message.
 func Parse(r io.ReaderAt, size int64, l Limits) (*Message, error) {
 	m := &Message{src: r, Size: size}
-	p := &parser{msg: m, limits: l.withDefaults(), lines: newLineReader(io.NewSectionReader(r, 0, size))}
+	p := &parser{msg: m, limits: l.withDefaults(), lines: newLineReader(io.NewSectionReader(r, 0, size), size)}
 	if err := p.scan(); err != nil {
 		return nil, err
 	}
