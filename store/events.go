@@ -254,10 +254,8 @@ func (t *tx) correlate(ctx context.Context, e *event.Event) (*match, error) {
 		return nil, nil
 	}
 	var err error
-	if m.mail, err = t.mail(ctx, id); errors.Is(err, ErrNotFound) {
+	if m.mail, err = t.mailAnyway(ctx, id); errors.Is(err, ErrNotFound) {
 		return nil, nil
-	} else if errors.Is(err, ErrCorrupt) {
-		m.cands = nil // the addresses cannot be trusted; the event still belongs to the mail
 	} else if err != nil {
 		return nil, err
 	}
@@ -420,7 +418,7 @@ func (t *tx) acceptProven(ctx context.Context, call *callRow, provider string, n
 	if _, err := t.exec(ctx, "UPDATE attempts SET state = ? WHERE call_id = ? AND attempt = ?", string(CallAccepted), call.ID, call.Attempt); err != nil {
 		return err
 	}
-	m, err := t.mail(ctx, call.MailID)
+	m, err := t.mailAnyway(ctx, call.MailID)
 	if err != nil {
 		return err
 	}

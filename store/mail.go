@@ -260,6 +260,21 @@ func (t *tx) mail(ctx context.Context, id string) (Mail, error) {
 	return m, err
 }
 
+// mailAnyway is mail for what must go on even if the envelope is damaged: recording what the ESP
+// did, ending what an operator deleted. The ledger's addresses stand in; nothing is sent from them.
+func (t *tx) mailAnyway(ctx context.Context, id string) (Mail, error) {
+	m, err := t.mail(ctx, id)
+	if !errors.Is(err, ErrCorrupt) {
+		return m, err
+	}
+	m.Envelope = envelope.Envelope{ID: id}
+	rcpts, err := t.rcpts(ctx, nil, "mail_id = ?", id)
+	for _, r := range rcpts {
+		m.Envelope.Rcpts = append(m.Envelope.Rcpts, r.Rcpt)
+	}
+	return m, err
+}
+
 const rcptColumns = `n, address, state, account, provider_message_id, status, detail, attempts, last, last_time, updated, job_id`
 
 // rcpts reads recipients; env gives what is kept only there.
@@ -402,14 +417,13 @@ func (s *Store) quarantine(ctx context.Context, id, what string) error {
 			return err
 		}
 		now := s.now()
-		m, err := t.mail(ctx, id)
-		if err != nil && !errors.Is(err, ErrCorrupt) {
+		m, err := t.mailAnyway(ctx, id)
+		if err != nil {
 			return err
 		}
 		if m.State != MailHeld {
 			return nil // finished: nothing is waiting to be sent from it
 		}
-		m.Envelope.ID = id
 		e := s.ownEvent(event.Deferred, &m, -1, "", now)
 		e.ID = event.FactID("", "corrupt", id)
 		e.Diagnostic = "mail held: " + what

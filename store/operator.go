@@ -253,22 +253,13 @@ func (t *tx) delete(ctx context.Context, id string, evs []event.Event) error {
 	if state != string(MailQueued) && state != string(MailHeld) {
 		return fmt.Errorf("%w in the queue: it is %s", ErrNotFound, state)
 	}
-	m, err := t.mail(ctx, id)
-	env := &m.Envelope
-	if errors.Is(err, ErrCorrupt) {
-		env = nil
-	} else if err != nil {
-		return err
-	}
-	rcpts, err := t.rcpts(ctx, env, "mail_id = ?", id)
+	m, err := t.mailAnyway(ctx, id) // a quarantined mail must be deletable too
 	if err != nil {
 		return err
 	}
-	if env == nil { // a quarantined mail must be deletable too: the ledger's addresses will do
-		m.Envelope.ID = id
-		for _, r := range rcpts {
-			m.Envelope.Rcpts = append(m.Envelope.Rcpts, r.Rcpt)
-		}
+	rcpts, err := t.rcpts(ctx, &m.Envelope, "mail_id = ?", id)
+	if err != nil {
+		return err
 	}
 	calls, err := t.calls(ctx, "mail_id = ? AND state IN ('open', 'ambiguous', 'retry')", id)
 	if err != nil {

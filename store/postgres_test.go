@@ -125,6 +125,7 @@ func (c *cluster) engine(t *testing.T) (Options, opener) {
 }
 
 func TestPostgres(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t)
 	runSuite(t, c.engine)
 	t.Run("two nodes", func(t *testing.T) { testTwoNodes(t, c) })

@@ -523,15 +523,12 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 	case err != nil:
 		return false, err
 	}
-	m, err := t.mail(ctx, id)
+	m, err := t.mailAnyway(ctx, id)
 	if errors.Is(err, ErrNotFound) {
 		return true, nil // purged: it was final long ago
 	}
-	if err != nil && !errors.Is(err, ErrCorrupt) {
-		return false, err
-	}
 	if err != nil {
-		m = st.Claim.Mail // the copy that was read when its checksum was good
+		return false, err
 	}
 	rcpts, err := t.rcpts(ctx, &m.Envelope, "mail_id = ?", id)
 	if err != nil {

@@ -101,7 +101,7 @@ func (s *Store) sweepDeleted(ctx context.Context) (int, error) {
 
 func (t *tx) endDeleted(ctx context.Context, id string) (bool, error) {
 	now := t.s.now()
-	m, err := t.mail(ctx, id)
+	m, err := t.mailAnyway(ctx, id)
 	if err != nil {
 		return false, err
 	}
