@@ -26,6 +26,10 @@ type API interface {
 	Events(ctx context.Context, q EventQuery, each func(event.Event) error) error
 	Accounts(ctx context.Context) ([]Account, error)
 	SetAccount(ctx context.Context, name string, pause bool, reason string) error
+	// Erase removes an address from everything that is finished.
+	Erase(ctx context.Context, addr string) (*Erased, error)
+	// Backup copies the store to an empty or new directory, an absolute path on the bridge's machine.
+	Backup(ctx context.Context, dir string) error
 }
 
 // ErrReadOnly says that the bridge is not running, so that nothing can be changed.
@@ -44,6 +48,13 @@ const (
 	Release Action = "release" // ends a hold
 	Delete  Action = "delete"  // remaining recipients do not receive it
 )
+
+// Erased says what an erasure took away.
+type Erased struct {
+	Mails   int `json:"mails"`   // finished mails the address was taken out of
+	Events  int `json:"events"`  // events deleted
+	Waiting int `json:"waiting"` // mails still in the queue, left alone
+}
 
 // Query selects mails.
 type Query struct {

@@ -46,6 +46,13 @@ func Handler(api API) http.Handler {
 		}
 		answer(w, struct{}{}, api.SetAccount(r.Context(), r.PathValue("name"), a == "pause", r.FormValue("reason")))
 	})
+	mux.HandleFunc("POST /api/v1/erase", func(w http.ResponseWriter, r *http.Request) {
+		e, err := api.Erase(r.Context(), r.FormValue("address"))
+		answer(w, e, err)
+	})
+	mux.HandleFunc("POST /api/v1/backup", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, struct{}{}, api.Backup(r.Context(), r.FormValue("dir")))
+	})
 	mux.HandleFunc("GET /api/v1/events", func(w http.ResponseWriter, r *http.Request) { streamEvents(api, w, r) })
 	return mux
 }
@@ -212,6 +219,17 @@ func (c *Client) SetAccount(ctx context.Context, name string, pause bool, reason
 		action = "pause"
 	}
 	return c.do(ctx, http.MethodPost, "accounts/"+url.PathEscape(name)+"/"+action, url.Values{"reason": {reason}}, new(struct{}))
+}
+
+// Erase implements API.
+func (c *Client) Erase(ctx context.Context, addr string) (*Erased, error) {
+	var e Erased
+	return &e, c.do(ctx, http.MethodPost, "erase", url.Values{"address": {addr}}, &e)
+}
+
+// Backup implements API.
+func (c *Client) Backup(ctx context.Context, dir string) error {
+	return c.do(ctx, http.MethodPost, "backup", url.Values{"dir": {dir}}, new(struct{}))
 }
 
 // Events implements API.

@@ -244,6 +244,25 @@ func (s *Service) SetAccount(ctx context.Context, name string, pause bool, reaso
 	return s.Accts.Resume(ctx, name)
 }
 
+// Erase implements API.
+func (s *Service) Erase(ctx context.Context, addr string) (*Erased, error) {
+	if s.Accts == nil {
+		return nil, ErrReadOnly
+	}
+	s.Log.Info("operator action", "event", "admin.action", "action", "erase") // the address is what shall be forgotten
+	e, err := s.Store.Erase(ctx, addr)
+	return &Erased{Mails: e.Mails, Events: e.Events, Waiting: e.Waiting}, err
+}
+
+// Backup implements API.
+func (s *Service) Backup(ctx context.Context, dir string) error {
+	if s.Accts == nil {
+		return ErrReadOnly
+	}
+	s.Log.Info("operator action", "event", "admin.action", "action", "backup", "dir", event.Clean(dir, 300))
+	return s.Store.Backup(ctx, dir)
+}
+
 func notFound(err error, what, id string) error {
 	if errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("%s %q: %w", what, event.Clean(id, 80), ErrNotFound)

@@ -88,7 +88,7 @@ bridge.toml.example, run "smtpbridge check" and "smtpbridge serve".`,
 	})
 	root.AddCommand(
 		serveCommand(), checkCommand(), demoCommand(), parseCommand(), explainCommand(), sendCommand(), sendmailCommand(),
-		queueCommand(), eventsCommand(), traceCommand(), accountCommand(), storeCommand(), hashPasswordCommand(), versionCommand(),
+		queueCommand(), eventsCommand(), traceCommand(), accountCommand(), storeCommand(), eraseCommand(), hashPasswordCommand(), versionCommand(),
 	)
 	return root
 }

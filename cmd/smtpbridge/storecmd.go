@@ -1,10 +1,14 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"smtpbridge/admin"
 	"smtpbridge/config"
 	"smtpbridge/providers/all"
 	"smtpbridge/store"
@@ -57,6 +61,71 @@ func storeCommand() *cobra.Command {
 		}
 		return nil
 	}
-	c.AddCommand(verify)
+	c.AddCommand(verify, storeBackup())
+	return c
+}
+
+func storeBackup() *cobra.Command {
+	c := &cobra.Command{
+		Use: "backup DIR", Short: "copy the store to an empty directory, also while the bridge runs", Args: usageArgs(cobra.ExactArgs(1)),
+		Long: `Copies database and bodies to a directory that is empty or does not exist. In the copy every
+waiting mail is held, so that a bridge started on it sends nothing a second time by surprise:
+"smtpbridge queue release --all" lets it go. SQLite only; PostgreSQL has its own tools.`,
+	}
+	file := configFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cfg, err := config.Load(*file, all.Registry().Names())
+		if err != nil {
+			return err
+		}
+		dir, err := filepath.Abs(args[0])
+		if err != nil {
+			return err
+		}
+		if err := backup(c.Context(), cfg, dir); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "copied to %s; waiting mails are held in the copy\n", dir)
+		return err
+	}
+	return c
+}
+
+// backup has the running bridge copy its store; when none runs, it does so itself.
+func backup(ctx context.Context, cfg *config.Config, dir string) error {
+	if client, err := admin.Dial(ctx, cfg.Admin.Socket); err == nil {
+		return client.Backup(ctx, dir)
+	}
+	st, err := store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL})
+	if err != nil {
+		return err
+	}
+	return errors.Join(st.Backup(ctx, dir), st.Close())
+}
+
+func eraseCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "erase ADDRESS", Short: "forget an address: envelopes, ledger, headers, bodies, events", Args: usageArgs(cobra.ExactArgs(1)),
+		Long: `Removes an address from everything that is finished. Mails still in the queue are left alone and
+counted: deliver or delete them and erase again. Log files and the event file are not touched.`,
+	}
+	file := configFlag(c)
+	asJSON := c.Flags().Bool("json", false, "as JSON")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		api, err := operator(c.Context(), *file)
+		if err != nil {
+			return err
+		}
+		defer api.close()
+		e, err := api.Erase(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printJSON(c.OutOrStdout(), e)
+		}
+		_, err = fmt.Fprintf(c.OutOrStdout(), "taken out of %s, %s deleted; %s still in the queue\n", plural(e.Mails, "mail"), plural(e.Events, "event"), plural(e.Waiting, "mail"))
+		return err
+	}
 	return c
 }
