@@ -46,6 +46,8 @@ type Bridge struct {
 	hooks   *webhookd.Handler
 	hookLn  net.Listener
 	sinks   *sink.Runner
+	metrics *admin.Metrics
+	alarms  *admin.Alarms
 	adminLn []adminSocket
 }
 
@@ -94,7 +96,11 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	}
 	b.intake = &intake{store: b.store}
 	b.intake.now.Store(b.parts)
-	b.runner = deliver.NewRunner(deliver.RunnerConfig{Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses})
+	b.metrics = admin.NewMetrics(buildVersion(), b.store)
+	b.alarms = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Disk: b.diskLow}
+	b.runner = deliver.NewRunner(deliver.RunnerConfig{
+		Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses, Observe: b.observe,
+	})
 
 	sc, err := b.smtpConfig(cfg, o.Activated)
 	if err != nil {
@@ -106,7 +112,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if err = b.smtp.Listen(); err != nil {
 		return nil, err
 	}
-	if hc := webhookConfig(b.parts, b.store, b.log); cfg.Webhook.Address != "" && len(hc.Accounts) > 0 {
+	if hc := b.webhookConfig(b.parts); cfg.Webhook.Address != "" && len(hc.Accounts) > 0 {
 		if b.hooks, err = webhookd.New(hc); err != nil {
 			return nil, err
 		}
@@ -194,6 +200,7 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	}
 	work.start(b.log, "deliver", b.runner.Run)
 	work.start(b.log, "housekeeping", b.housekeeping)
+	work.start(b.log, "alarms", b.alarms.Run)
 	follow.start(b.log, "sinks", b.sinks.Run)
 	if ready != nil {
 		ready()
@@ -238,7 +245,7 @@ func (b *Bridge) Reload() error {
 		return err
 	}
 	if b.hooks != nil {
-		if err := b.hooks.Reload(webhookConfig(p, b.store, b.log)); err != nil {
+		if err := b.hooks.Reload(b.webhookConfig(p)); err != nil {
 			return err
 		}
 	}
@@ -287,7 +294,10 @@ func (b *Bridge) retention() store.Retention {
 }
 
 func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Listener) (smtp.Config, error) {
-	c := smtp.Config{Hostname: cfg.Hostname, Intake: b.intake, Log: b.log, HideAddresses: !cfg.Log.Addresses, Activated: activated}
+	c := smtp.Config{
+		Hostname: cfg.Hostname, Intake: b.intake, Log: b.log, HideAddresses: !cfg.Log.Addresses, Activated: activated,
+		Metrics: smtp.Metrics{Accepted: b.metrics.Accepted, Refused: b.metrics.Refused, Sessions: b.metrics.Sessions, AuthFail: b.metrics.AuthFail},
+	}
 	for i, l := range cfg.Listeners {
 		sl := smtp.Listener{
 			Name: l.Name, Address: l.Address, TLS: smtp.TLSMode(l.TLS), Auth: smtp.AuthMode(l.Auth),
@@ -334,13 +344,30 @@ func socketMode(s string) (os.FileMode, error) {
 }
 
 // webhookConfig leaves out accounts whose requests could not be told from forged ones: their paths answer 404.
-func webhookConfig(p *parts, rec webhookd.Recorder, log *slog.Logger) webhookd.Config {
+func (b *Bridge) webhookConfig(p *parts) webhookd.Config {
 	c, skipped := hookAccounts(p)
-	c.Recorder, c.Log = rec, log
+	c.Recorder, c.Log = b.store, b.log
+	c.Metrics = webhookd.Metrics{
+		Request: func(account string, status int, elapsed time.Duration) {
+			b.metrics.Webhook(account, status, elapsed)
+			if account != "" && status == http.StatusOK {
+				b.alarms.Heard(account)
+			}
+		},
+		Event: b.metrics.WebhookEvent, BadSignature: b.metrics.BadSignature,
+	}
 	for _, err := range skipped {
-		log.Warn("webhooks are not served", "err", err)
+		b.log.Warn("webhooks are not served", "err", err)
 	}
 	return c
+}
+
+// observe is told of every finished call.
+func (b *Bridge) observe(account, outcome string, elapsed time.Duration) {
+	b.metrics.Call(account, outcome, elapsed)
+	if outcome == "accepted" {
+		b.alarms.Sent(account)
+	}
 }
 
 // hookAccounts gives the accounts whose webhooks are served, and why the others are not.
@@ -384,7 +411,7 @@ func urlPath(u string) string {
 
 func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.Listener) error {
 	svc := &admin.Service{Store: b.store, Accts: bridgeAccounts{b}, Version: buildVersion(), Started: b.started, Log: b.log, Now: time.Now}
-	health := admin.Health(b.store.Ping)
+	health := admin.Health(b.store.Ping, b.alarms.Raised, b.metrics)
 	mux := http.NewServeMux()
 	mux.Handle("/api/", admin.Handler(svc))
 	mux.Handle("/", health)
@@ -423,7 +450,7 @@ func (a bridgeAccounts) Resume(ctx context.Context, account string) error {
 }
 
 func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
-	c := sink.Config{Source: b.store, Log: b.log}
+	c := sink.Config{Source: b.store, Log: b.log, Written: b.metrics.SinkWritten}
 	switch cfg.Events.File {
 	case "":
 	case "stdout":

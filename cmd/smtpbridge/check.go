@@ -13,6 +13,7 @@ import (
 
 	"smtpbridge/config"
 	"smtpbridge/providers"
+	"smtpbridge/store"
 	"smtpbridge/webhookd"
 )
 
@@ -69,7 +70,9 @@ func checkWebhooks(p *parts) error {
 	if p.cfg.Webhook.Address == "" {
 		return nil
 	}
-	if _, err := webhookd.New(webhookConfig(p, nil, slog.New(slog.DiscardHandler))); err != nil {
+	c, _ := hookAccounts(p)
+	c.Recorder = (*store.Store)(nil) // nothing is recorded by a check
+	if _, err := webhookd.New(c); err != nil {
 		return config.Problems{p.cfg.Problem("account", err)}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	stdsmtp "net/smtp"
+	"net/textproto"
 	"os"
 	"path/filepath"
 	"strings"
@@ -144,11 +145,18 @@ func submit(ctx context.Context, l *config.Listener, auth stdsmtp.Auth, from str
 		conn = tls.Client(conn, own)
 	}
 	reply, err := dialogue(conn, own, auth, from, to, data)
-	var perr interface{ Temporary() bool }
-	if err != nil && (errors.As(err, &perr) && perr.Temporary() || strings.HasPrefix(err.Error(), "4")) {
-		return "", &exitError{75, err}
+	var perr *textproto.Error
+	switch {
+	case err == nil:
+		return reply, nil
+	case errors.As(err, &perr):
+		err = fmt.Errorf("the bridge answered: %d %s", perr.Code, perr.Msg)
+		if perr.Code < 500 {
+			return "", &exitError{75, err}
+		}
+		return "", err
 	}
-	return reply, err
+	return "", &exitError{75, err}
 }
 
 func dialogue(conn net.Conn, own *tls.Config, auth stdsmtp.Auth, from string, to []string, data []byte) (string, error) {
