@@ -805,7 +805,7 @@ func TestMalformedDatabase(t *testing.T) {
 			if err := os.WriteFile(path, spoil(b), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := openDir(t, dir, nil); err == nil || !strings.Contains(err.Error(), "store salvage") {
+			if _, err := openDir(t, dir, nil); err == nil || !strings.Contains(err.Error(), "A damaged database") {
 				t.Fatalf("got %v", err)
 			}
 		})
