@@ -180,6 +180,7 @@ type Events struct {
 	File    string    `toml:"file"`
 	Forward []Forward `toml:"forward"`
 	Subject bool      `toml:"subject"` // put the Subject into events and the ledger
+	Readers bool      `toml:"readers"` // keep the address and browser of who opened or clicked
 }
 
 // Forward is one target of events.forward.

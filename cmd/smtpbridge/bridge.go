@@ -346,7 +346,7 @@ func socketMode(s string) (os.FileMode, error) {
 // webhookConfig leaves out accounts whose requests could not be told from forged ones: their paths answer 404.
 func (b *Bridge) webhookConfig(p *parts) webhookd.Config {
 	c, skipped := hookAccounts(p)
-	c.Recorder, c.Log = b.store, b.log
+	c.Recorder, c.Log, c.KeepReaders = b.store, b.log, p.cfg.Events.Readers
 	c.Metrics = webhookd.Metrics{
 		Request: func(account string, status int, elapsed time.Duration) {
 			b.metrics.Webhook(account, status, elapsed)
