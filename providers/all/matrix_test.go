@@ -1,0 +1,219 @@
+package all
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/BurntSushi/toml"
+
+	"smtpbridge/internal/secret"
+	"smtpbridge/providers"
+	"smtpbridge/translate"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/providers.md")
+
+// column is one provider in one of its forms.
+type column struct {
+	title string
+	info  providers.Info
+	p     providers.Provider
+	caps  translate.Capabilities
+}
+
+// variants are settings that change what an account can do.
+var variants = map[string][]struct{ title, options string }{
+	"mandrill":   {{"mandrill (form = json)", "form = \"json\""}},
+	"mailersend": {{"mailersend (plan = professional)", "plan = \"professional\""}},
+}
+
+func columns(t *testing.T) []column {
+	t.Helper()
+	var out []column
+	add := func(title string, info providers.Info, options string) {
+		o := providers.Options{
+			Account: "x", Hostname: "bridge.example.com", APIKey: secret.New("0123456789abcdef0123456789abcdef"), Client: http.DefaultClient,
+			WebhookURL: "https://hooks.example.com/webhook/x", Now: time.Now,
+			Decode: func(v any) error { _, err := toml.Decode(options, v); return err },
+		}
+		switch info.Name {
+		case "smtp", "lmtp":
+			o.BaseURL = info.Name + "://127.0.0.1:25"
+		case "maildir":
+			o.BaseURL = "maildir://" + t.TempDir()
+		}
+		p, err := info.New(o)
+		if err != nil {
+			t.Fatalf("%s: %v", title, err)
+		}
+		out = append(out, column{title, info, p, p.Capabilities()})
+	}
+	for _, info := range Registry() {
+		add(info.Name, info, "")
+		for _, v := range variants[info.Name] {
+			add(v.title, info, v.options)
+		}
+	}
+	return out
+}
+
+type row struct {
+	name string
+	cell func(column) string
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "-"
+}
+
+func count(n int, none string) string {
+	switch {
+	case n < 0:
+		return "any"
+	case n == 0:
+		return none
+	}
+	return fmt.Sprint(n)
+}
+
+func duration(d time.Duration) string {
+	switch {
+	case d == 0:
+		return "-"
+	case d%(24*time.Hour) == 0:
+		return fmt.Sprintf("%d d", d/(24*time.Hour))
+	case d%time.Hour == 0:
+		return fmt.Sprintf("%d h", d/time.Hour)
+	}
+	return d.String()
+}
+
+func implements[T any](c column) string {
+	_, ok := c.p.(T)
+	return yes(ok)
+}
+
+var tables = []struct {
+	title string
+	rows  []row
+}{
+	{"Sending", []row{
+		{"raw MIME, recipients apart", func(c column) string { return yes(c.caps.Raw == translate.RawEnvelope) }},
+		{"JSON form", func(c column) string { return yes(c.caps.JSON) }},
+		{"Reply-To addresses", func(c column) string { return count(c.caps.ReplyTo, "none") }},
+		{"other headers", func(c column) string {
+			if c.caps.Raw != translate.RawNone && !c.caps.JSON {
+				return "all (raw)"
+			}
+			return [...]string{"none", "X-* only", "some", "any"}[c.caps.Headers]
+		}},
+		{"In-Reply-To, References", func(c column) string { return yes(c.caps.Threading) }},
+		{"List-Unsubscribe", func(c column) string { return yes(c.caps.ListUnsub) }},
+		{"List-Unsubscribe-Post", func(c column) string { return yes(c.caps.ListUnsubPost) }},
+		{"inline parts", func(c column) string {
+			if c.caps.InlineImages {
+				return "images"
+			}
+			return yes(c.caps.Inline)
+		}},
+		{"attachment types", func(c column) string {
+			if c.caps.AttachExts != nil {
+				return fmt.Sprintf("%d extensions", len(c.caps.AttachExts))
+			}
+			return "any"
+		}},
+		{"tags", func(c column) string { return count(c.caps.Tags, "-") }},
+		{"metadata", func(c column) string { return yes(c.caps.Metadata) }},
+		{"scheduled sending", func(c column) string { return duration(c.caps.SendAt) }},
+		{"our envelope sender", func(c column) string { return yes(c.caps.EnvelopeFrom) }},
+		{"null sender", func(c column) string { return yes(c.caps.NullSender) }},
+		{"our Message-ID on the wire", func(c column) string { return yes(c.caps.MessageID) }},
+		{"8-bit local parts (SMTPUTF8)", func(c column) string { return yes(c.caps.UTF8Local) }},
+		{"AMP part", func(c column) string { return yes(c.caps.AMP) }},
+		{"calendar alternative", func(c column) string { return yes(c.caps.Calendar) }},
+		{"tracking per mail", func(c column) string {
+			switch {
+			case c.caps.TrackTogether:
+				return "one switch"
+			case c.caps.TrackOpens && c.caps.TrackClicks:
+				return "yes"
+			}
+			return "-"
+		}},
+	}},
+	{"Limits and safety", []row{
+		{"recipients per call", func(c column) string { return count(c.caps.MaxRcpts, "unknown") }},
+		{"of which to, cc, bcc", func(c column) string {
+			if c.caps.MaxTo+c.caps.MaxCc+c.caps.MaxBcc == 0 {
+				return "-"
+			}
+			return count(c.caps.MaxTo, "-") + ", " + count(c.caps.MaxCc, "-") + ", " + count(c.caps.MaxBcc, "-")
+		}},
+		{"message size", func(c column) string {
+			if c.caps.MaxBytes == 0 {
+				return "unknown"
+			}
+			return fmt.Sprintf("%.0f MB", float64(c.caps.MaxBytes)/1e6)
+		}},
+		{"calls per second (default)", func(c column) string {
+			if c.info.Rate == 0 {
+				return "no limit"
+			}
+			return fmt.Sprintf("%g", c.info.Rate)
+		}},
+		{"calls at once (default)", func(c column) string { return count(c.info.Concurrent, "20") }},
+		{"idempotency key", func(c column) string { return duration(c.caps.IdempotencyTTL) }},
+		{"a lost answer can be looked up", implements[providers.Finder]},
+		{"check --online", implements[providers.Checker]},
+	}},
+	{"Events", []row{
+		{"webhooks", implements[providers.WebhookParser]},
+		{"signed", func(c column) string { return yes(c.info.Webhook.Signed) }},
+		{"events name the recipient", func(c column) string { return yes(c.caps.RcptStatus) }},
+		{"inbound posts", implements[providers.InboundParser]},
+	}},
+}
+
+// TestMatrix keeps docs/providers.md the same as what the providers say of themselves.
+func TestMatrix(t *testing.T) {
+	cols := columns(t)
+	var b bytes.Buffer
+	b.WriteString("# What each provider can express\n\nGenerated from the capabilities the bridge works with; `go test ./providers/all -update` rewrites it. What a mail has\nand its provider cannot express is a loss: in the `sent` event, and in `smtpbridge explain` before anything is sent.\nDetails, with sources: `providers/NAME/README.md`.\n")
+	for _, table := range tables {
+		fmt.Fprintf(&b, "\n## %s\n\n|", table.title)
+		for _, c := range cols {
+			fmt.Fprintf(&b, " | %s", c.title)
+		}
+		b.WriteString(" |\n|" + strings.Repeat(" --- |", len(cols)+1) + "\n")
+		for _, r := range table.rows {
+			fmt.Fprintf(&b, "| %s", r.name)
+			for _, c := range cols {
+				fmt.Fprintf(&b, " | %s", r.cell(c))
+			}
+			b.WriteString(" |\n")
+		}
+	}
+	const file = "../../docs/providers.md"
+	if *update {
+		if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, b.Bytes()) {
+		t.Errorf("%s is not what the providers say: run go test ./providers/all -update", file)
+	}
+}
