@@ -600,17 +600,7 @@ func TestTwinRefuses(t *testing.T) {
 
 // TestSDK has MailerSend's own client use the twin: all it can say in a mail, and the errors it documents.
 func TestSDK(t *testing.T) {
-	modules := os.Getenv("SMTPBRIDGE_NODE_MODULES")
-	if modules == "" {
-		t.Skip("SMTPBRIDGE_NODE_MODULES names no node_modules folder")
-	}
-	if _, err := os.Stat(filepath.Join(modules, "mailersend")); err != nil {
-		t.Skip("mailersend is not installed")
-	}
-	node, err := exec.LookPath("node")
-	if err != nil {
-		t.Skip("node is not installed")
-	}
+	node, modules := providertest.SDK(t, "mailersend")
 	tw := twin.New(twin.Options{Token: "mlsn.token", Domain: "example.com", Suppressed: map[string]string{"gone@example.net": "hard_bounced"}, Secret: hookSecret})
 	srv := httptest.NewServer(tw.Handler())
 	defer srv.Close()

@@ -971,17 +971,7 @@ func TestTwinRefuses(t *testing.T) {
 
 // TestSDK has Mailchimp's own client use the twin: all it can say in a mail, and the errors it documents.
 func TestSDK(t *testing.T) {
-	modules := os.Getenv("SMTPBRIDGE_NODE_MODULES")
-	if modules == "" {
-		t.Skip("SMTPBRIDGE_NODE_MODULES names no node_modules folder")
-	}
-	if _, err := os.Stat(filepath.Join(modules, "@mailchimp", "mailchimp_transactional")); err != nil {
-		t.Skip("@mailchimp/mailchimp_transactional is not installed")
-	}
-	node, err := exec.LookPath("node")
-	if err != nil {
-		t.Skip("node is not installed")
-	}
+	node, modules := providertest.SDK(t, "@mailchimp/mailchimp_transactional")
 	tw, url := serve(t, twin.Options{Domains: []string{"example.com"}, Rejects: map[string]string{"spam@example.net": "spam"}, Subaccounts: []string{"customer"}, Now: clock})
 	p := parser(t)
 	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
