@@ -2,6 +2,7 @@ package webhookd_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -16,7 +17,9 @@ import (
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
 	"smtpbridge/providers"
+	"smtpbridge/providers/mailersend"
 	"smtpbridge/providers/mailpace"
+	"smtpbridge/providers/mandrill"
 	"smtpbridge/providers/providertest"
 	"smtpbridge/providers/smtpeter"
 	"smtpbridge/store"
@@ -47,15 +50,18 @@ func TestESPFixturesOverHTTP(t *testing.T) {
 		info      providers.Info
 		configure func(o *providers.Options, f providertest.Fixture)
 	}{
-		{mailpace.Info, func(o *providers.Options, f providertest.Fixture) {
-			o.WebhookSecrets = []secret.String{secret.New(f.Secret.Value)}
-		}},
+		{mailpace.Info, fixtureSecret},
+		{mandrill.Info, fixtureSecret},
+		{mailersend.Info, fixtureSecret},
 		{smtpeter.Info, func(o *providers.Options, f providertest.Fixture) {
 			o.Decode = providertest.Decode(`environment = "1234"`)
 			o.Resolver = records{f.Secret.KeyID: "v=DKIM1; k=rsa; p=" + f.Secret.Value}
 		}},
 	} {
 		for _, f := range providertest.Fixtures(t, "../providers/"+c.info.Name+"/testdata/webhook") {
+			if c.info.Name == "mailersend" && strings.Contains(f.Name, "inbound") {
+				continue // goes to /inbound/ACCOUNT with a secret of its own; the provider's tests read it
+			}
 			t.Run(c.info.Name+"/"+f.Name, func(t *testing.T) {
 				_, acc := espAccount(t, c.info, f, c.configure)
 				st, err := store.Open(t.Context(), store.Options{Dir: t.TempDir()})
@@ -96,6 +102,13 @@ func TestESPFixturesOverHTTP(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// fixtureSecret configures the secret a fixture was signed with; some ESPs ping before there is one.
+func fixtureSecret(o *providers.Options, f providertest.Fixture) {
+	if f.Secret != nil {
+		o.WebhookSecrets = []secret.String{secret.New(f.Secret.Value)}
 	}
 }
 
@@ -154,7 +167,7 @@ func (g *rig) send(f providertest.Fixture) int {
 		_, rest, _ := strings.Cut(f.URL, "://")
 		target = rest[strings.IndexByte(rest, '/'):]
 	}
-	r, err := http.NewRequestWithContext(g.t.Context(), http.MethodPost, g.url+target, bytes.NewReader(f.Body))
+	r, err := http.NewRequestWithContext(g.t.Context(), cmp.Or(f.Method, http.MethodPost), g.url+target, bytes.NewReader(f.Body))
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -186,6 +199,10 @@ func compare(t *testing.T, f providertest.Fixture, evs []event.Event) {
 			}
 		}
 		return
+	}
+	if len(f.Expect) == 0 {
+		// No event of a mail; what the ESP says of something else may be kept as unknown.
+		evs = slices.DeleteFunc(evs, func(e event.Event) bool { return e.Kind == event.Unknown && e.Recipient == "" })
 	}
 	if len(evs) != len(f.Expect) {
 		t.Fatalf("%d events, want %d: %+v", len(evs), len(f.Expect), evs)
