@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -40,6 +41,9 @@ func (c *capture) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.requests = append(c.requests, captured{r.Method, r.URL.Path, r.URL.RawQuery, r.Header.Clone(), body})
 	c.mu.Unlock()
 	status, text := c.answer(r, body)
+	if status == http.StatusAccepted {
+		w.Header().Set("X-Message-Id", "0123456789abcdef01234567") // MailerSend's only answer
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	io.WriteString(w, text)
@@ -54,6 +58,7 @@ func (c *capture) all() []captured {
 // vendor is what this test knows of one API from its documentation, and not from our code.
 type vendor struct {
 	name   string
+	title  string // of the test, where a provider has two forms
 	config string // further lines of the account
 	answer func(r *http.Request, body []byte) (int, string)
 	// check compares one request with the vendor's documented shape.
@@ -121,6 +126,84 @@ var vendors = []vendor{
 			}
 		},
 	},
+	{
+		name: "mandrill", config: "api_key = \"shape-key-mandrill\"", answer: mandrillAnswer,
+		check: func(t *testing.T, r captured, m map[string]any) {
+			// https://mailchimp.com/developer/transactional/api/messages/send-mime-document/
+			equal(t, "path", strings.TrimSuffix(r.path, ".json"), "/api/1.0/messages/send-raw")
+			equal(t, "key", m["key"], "shape-key-mandrill")
+			equal(t, "to", fmt.Sprint(m["to"]), "[ada@example.net bob@example.net cc@example.net hidden@example.net]")
+			raw, _ := m["raw_message"].(string)
+			for _, line := range []string{"\r\nReply-To: a@example.com, b@example.com\r\n", "\r\nTo: Ada <ada@example.net>, bob@example.net\r\n", "X-MC-PreserveRecipients: true\r\n", "Content-ID: <logo@example.com>", "filename*=utf-8''%C3%9Cbersicht%20M%C3%A4rz.pdf"} {
+				if !strings.Contains(raw, line) {
+					t.Errorf("the MIME message lacks %q", line)
+				}
+			}
+			for _, never := range []string{"hidden@example.net", "\r\nBcc:", "\r\nReceived:"} {
+				if strings.Contains(raw, never) {
+					t.Errorf("the MIME message holds %q", never)
+				}
+			}
+		},
+	},
+	{
+		name: "mandrill", title: "mandrill JSON", config: "api_key = \"shape-key-mandrill\"\n[account.options]\nform = \"json\"", answer: mandrillAnswer,
+		check: func(t *testing.T, r captured, body map[string]any) {
+			// https://mailchimp.com/developer/transactional/api/messages/send-new-message/
+			equal(t, "path", strings.TrimSuffix(r.path, ".json"), "/api/1.0/messages/send")
+			equal(t, "key", body["key"], "shape-key-mandrill")
+			m, _ := body["message"].(map[string]any)
+			equal(t, "from_email", m["from_email"], "app@example.com")
+			equal(t, "from_name", m["from_name"], "Jörg Müller")
+			equal(t, "to", attachmentsOf(m["to"], "email", "name", "type"), "ada@example.net Ada to; bob@example.net  to; cc@example.net  cc; hidden@example.net  bcc")
+			equal(t, "preserve_recipients", m["preserve_recipients"], true)
+			equal(t, "subject", m["subject"], "Grüße aus Köln ✓")
+			equal(t, "text", m["text"], "Schöne Grüße\n")
+			headers, _ := m["headers"].(map[string]any)
+			equal(t, "Reply-To", headers["Reply-To"], "<a@example.com>, <b@example.com>")
+			equal(t, "List-Unsubscribe", headers["List-Unsubscribe"], "<https://example.com/u/1>")
+			equal(t, "images", attachmentsOf(m["images"], "type", "name"), "image/png logo@example.com")
+			equal(t, "attachments", attachmentsOf(m["attachments"], "type", "name"), "application/pdf Übersicht März.pdf")
+		},
+	},
+	{
+		name: "mailersend", config: "api_key = \"shape-key-mailersend\"",
+		answer: func(*http.Request, []byte) (int, string) { return 202, "" },
+		check: func(t *testing.T, r captured, m map[string]any) {
+			// https://developers.mailersend.com/api/v1/email.html
+			equal(t, "path", r.path, "/v1/email")
+			equal(t, "Authorization", r.header.Get("Authorization"), "Bearer shape-key-mailersend")
+			equal(t, "from", attachmentsOf([]any{m["from"]}, "email", "name"), "app@example.com Jörg Müller")
+			equal(t, "to", attachmentsOf(m["to"], "email", "name"), "ada@example.net Ada; bob@example.net ")
+			equal(t, "cc", attachmentsOf(m["cc"], "email"), "cc@example.net")
+			equal(t, "bcc", attachmentsOf(m["bcc"], "email"), "hidden@example.net")
+			equal(t, "reply_to", attachmentsOf([]any{m["reply_to"]}, "email"), "a@example.com")
+			equal(t, "subject", m["subject"], "Grüße aus Köln ✓")
+			equal(t, "text", m["text"], "Schöne Grüße\n")
+			equal(t, "attachments", attachmentsOf(m["attachments"], "filename", "disposition", "id"), "logo.png inline logo@example.com; Übersicht März.pdf attachment ")
+			if _, ok := m["headers"]; ok {
+				t.Error("headers without the plan for them")
+			}
+		},
+	},
+}
+
+var mandrillAnswer = func(r *http.Request, body []byte) (int, string) {
+	var m struct {
+		To      []string
+		Message struct{ To []struct{ Email string } }
+	}
+	if json.Unmarshal(body, &m) != nil {
+		return 500, `{"status":"error","code":-2,"name":"ValidationError","message":"not JSON"}`
+	}
+	for _, b := range m.Message.To {
+		m.To = append(m.To, b.Email)
+	}
+	var out []string
+	for i, a := range m.To {
+		out = append(out, fmt.Sprintf(`{"email":%q,"status":"queued","_id":"id%d"}`, a, i))
+	}
+	return 200, "[" + strings.Join(out, ",") + "]"
 }
 
 // attachmentsOf prints fields of a JSON list of attachments.
@@ -156,7 +239,7 @@ func TestShapes(t *testing.T) {
 	}
 	rcpts := []string{"ada@example.net", "bob@example.net", "cc@example.net", "hidden@example.net"}
 	for _, v := range vendors {
-		t.Run(v.name, func(t *testing.T) {
+		t.Run(cmp.Or(v.title, v.name), func(t *testing.T) {
 			t.Parallel()
 			esp := &capture{answer: v.answer}
 			server := httptest.NewServer(esp)

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// TestUnit wants the shipped unit to be well formed and hardened. (Case 115.)
-func TestUnit(t *testing.T) {
+// TestCase115_Unit wants the shipped unit to be well formed and hardened.
+func TestCase115_Unit(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip("systemd-analyze is not installed")
 	}

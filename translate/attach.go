@@ -113,6 +113,8 @@ func (p *planner) attachments() error {
 		made[out.Name] = true
 		if !c.AttachName && a.Filename != "" {
 			p.lose(Major, title, "name", "")
+		} else if c.AttachASCII && !isASCII([]byte(out.Name)) {
+			p.lose(Major, title, "name", "garbled, as it is not ASCII")
 		}
 		if !c.AttachType && a.Type != "application/octet-stream" {
 			if _, ext := splitExt(out.Name); !slices.Contains(fileTypes[a.Type], strings.ToLower(ext)) {

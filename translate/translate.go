@@ -73,6 +73,7 @@ type Capabilities struct {
 	Inline         bool          // inline parts with Content-ID
 	InlineImages   bool          // inline parts only of type image/*
 	AttachName     bool          // attachment names survive (else: Rename is applied by the provider, said as a loss)
+	AttachASCII    bool          // names that are not ASCII arrive garbled
 	AttachType     bool          // the declared media type survives
 	AttachExts     []string      // allow-list of file name extensions, lower case without dot; nil = any
 	AttachOneDot   bool          // a name may hold one full stop only

@@ -194,6 +194,7 @@ func (p *provider) Capabilities() translate.Capabilities {
 	c.JSON, c.Cc, c.Bcc = true, true, true
 	c.MaxSubject = maxSubject
 	c.HeaderOnce = true   // a map: one value for each name
+	c.AttachASCII = true  // QUIRK: names that are not ASCII are garbled, reported in 2022 and still documented by Anymail 15.1
 	c.InlineImages = true // images[].type has to start with image/
 	return c
 }

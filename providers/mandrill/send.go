@@ -287,12 +287,6 @@ func (p *provider) structured(m *translate.Mail, o *options, j *httpapi.JSON) se
 			continue
 		}
 		w.Attachments = append(w.Attachments, f)
-		if !envelope.IsASCII(a.Name) {
-			// QUIRK: reported in 2022 and still documented by Anymail 15.1.
-			o.lost = append(o.lost, translate.Loss{
-				Field: "attachment " + event.Clean(a.Name, 80), Had: "name", Sent: "garbled by Mandrill, as the name is not ASCII", Severity: translate.Major,
-			})
-		}
 	}
 	return sendCall{Key: p.opts.APIKey.Reveal(), Async: p.set.Async, IPPool: p.set.IPPool, SendAt: o.sendAt, Message: w}
 }
