@@ -29,7 +29,7 @@ func manyParts(n int) string {
 	return "Content-Type: multipart/mixed; boundary=b\r\n\r\n" + strings.Repeat("--b\r\n\r\nx\r\n", n) + "--b--\r\n"
 }
 
-func TestLimits(t *testing.T) {
+func TestCase039_040_041_042_Limits(t *testing.T) {
 	tests := []struct {
 		name, mail, kind string
 	}{
@@ -109,9 +109,9 @@ func allocated() uint64 {
 	return s.TotalAlloc
 }
 
-// TestLinear feeds shapes that invite quadratic work. What is linear takes milliseconds; what was quadratic took
+// TestCase043_Linear feeds shapes that invite quadratic work. What is linear takes milliseconds; what was quadratic took
 // seconds to minutes. The bound on memory is for all that is ever allocated, not for what is held.
-func TestLinear(t *testing.T) {
+func TestCase043_Linear(t *testing.T) {
 	const mb = 1 << 20
 	fill := func(unit string, n int) string { return strings.Repeat(unit, n/len(unit)) }
 	header := 400 << 10 // within the limit of a header block

@@ -49,7 +49,7 @@ func kinds(m *Message) string {
 	return strings.Join(k, " ")
 }
 
-func TestStructure(t *testing.T) {
+func TestCase044_045_049_050_051_052_Structure(t *testing.T) {
 	const mixed = "Content-Type: multipart/mixed; boundary=b\n\n"
 	tests := []struct {
 		name, mail, want, defects string
@@ -222,7 +222,7 @@ func TestCase051_SignedAndEncrypted(t *testing.T) {
 	}
 }
 
-func TestSubject(t *testing.T) {
+func TestCase047_Subject(t *testing.T) {
 	tests := []struct{ name, raw, want, defects string }{
 		{"plain", "hello", "hello", ""},
 		{"folded", "a\n\tb\n  c", "a b  c", ""},
@@ -266,7 +266,7 @@ func TestSubject(t *testing.T) {
 	}
 }
 
-func TestFileName(t *testing.T) {
+func TestCase043_047_048_FileName(t *testing.T) {
 	tests := []struct{ name, header, want string }{
 		{"plain", `attachment; filename=a.txt`, "a.txt"},
 		{"quoted", `attachment; filename="a b;c.txt"`, "a b;c.txt"},
@@ -318,7 +318,7 @@ func TestFileName(t *testing.T) {
 	}
 }
 
-func TestAddresses(t *testing.T) {
+func TestCase046_047_Addresses(t *testing.T) {
 	tests := []struct {
 		name, raw string
 		want      []Address
