@@ -447,6 +447,10 @@ func (s *Store) Close() error {
 	return err
 }
 
+// Space returns ErrNoSpace while the disk is known to be too full to receive mail. It is cheap: asked for
+// every mail before its first byte.
+func (s *Store) Space() error { return s.space.check(s) }
+
 // Ping commits a transaction: it returns nil only if the store can accept a mail right now.
 func (s *Store) Ping(ctx context.Context) error {
 	if s.o.ReadOnly {

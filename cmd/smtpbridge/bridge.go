@@ -90,7 +90,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 			b.close()
 		}
 	}()
-	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, Logf: b.logf})
+	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Logf: b.logf})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
 	}
@@ -240,16 +240,8 @@ func (b *Bridge) Reload() error {
 	if err != nil {
 		return err
 	}
-	sc, err := b.smtpConfig(cfg, nil)
-	if err != nil {
-		return err
-	}
-	if b.hooks != nil {
-		if err := b.hooks.Reload(b.webhookConfig(p)); err != nil {
-			return err
-		}
-	}
-	if err := b.smtp.Reload(sc); err != nil {
+	if err := b.reloadEdge(cfg, p); err != nil {
+		p.close()
 		return err
 	}
 	old := b.parts
@@ -259,6 +251,24 @@ func (b *Bridge) Reload() error {
 	b.sinks.Reopen()
 	old.close()
 	return nil
+}
+
+// reloadEdge puts a configuration into force where mail and webhooks come in: in both places or in none.
+func (b *Bridge) reloadEdge(cfg *config.Config, p *parts) error {
+	sc, err := b.smtpConfig(cfg, nil)
+	if err != nil {
+		return err
+	}
+	if b.hooks != nil {
+		if err := b.hooks.Reload(b.webhookConfig(p)); err != nil {
+			return err
+		}
+	}
+	err = b.smtp.Reload(sc)
+	if err != nil && b.hooks != nil {
+		return errors.Join(err, b.hooks.Reload(b.webhookConfig(b.parts)))
+	}
+	return err
 }
 
 // housekeeping purges what retention allows and gives out events that waited for their mail.
@@ -295,7 +305,7 @@ func (b *Bridge) retention() store.Retention {
 
 func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Listener) (smtp.Config, error) {
 	c := smtp.Config{
-		Hostname: cfg.Hostname, Intake: b.intake, Log: b.log, HideAddresses: !cfg.Log.Addresses, Activated: activated,
+		Hostname: cfg.Hostname, Intake: b.intake, Log: b.log, HideAddresses: !cfg.Log.Addresses, Activated: activated, CheckSender: b.intake.room,
 		Metrics: smtp.Metrics{Accepted: b.metrics.Accepted, Refused: b.metrics.Refused, Sessions: b.metrics.Sessions, AuthFail: b.metrics.AuthFail},
 	}
 	for i, l := range cfg.Listeners {

@@ -30,6 +30,15 @@ func (in *intake) Begin(ctx context.Context) (smtp.Transaction, error) {
 	return &transaction{Receipt: r, parts: in.now.Load()}, nil
 }
 
+// room refuses a mail at MAIL while the disk is too full for it, before its bytes travel in vain. Any other fault
+// of the disk shows when the mail is received.
+func (in *intake) room(_, _, _ string) *smtp.Refusal {
+	if !errors.Is(in.store.Space(), store.ErrNoSpace) {
+		return nil
+	}
+	return &smtp.Refusal{Code: 452, Enhanced: [3]int{4, 3, 1}, Text: "No space for the mail at the moment, try again later", Reason: "no_space"}
+}
+
 type transaction struct {
 	store.Receipt
 	parts *parts
