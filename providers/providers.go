@@ -57,6 +57,12 @@ type Inbound struct {
 	Rcpts    []string
 	Raw      []byte // the MIME message
 	FetchURL string // where Raw is to be fetched instead (SSRF-safe, host checked by the provider)
+	// ValidateURL, where it is set, is the only proof of the post: until a GET of it has answered a JSON object with
+	// "success": true, nothing of the post may be believed or fetched. It may work only once, so the post is to be
+	// stored as pending before. DeleteURL has the vendor forget the mail; it is called after the mail is stored
+	// durably. Hosts are checked by the provider, as that of FetchURL.
+	ValidateURL string
+	DeleteURL   string
 }
 
 // InboundParser is optional: verifies and parses an inbound post. Errors as in WebhookParser.

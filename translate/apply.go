@@ -2,6 +2,7 @@ package translate
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -178,11 +179,43 @@ func (p *planner) options(w *wish) {
 			p.lose(Minor, "metadata", plural(len(w.Metadata), "entry"), "")
 		}
 	}
+	p.tagLimits(o)
 	o.SendAt = w.SendAt
 	if can && !w.SendAt.IsZero() {
 		p.base.schedule = c.SendAt
 	}
 	p.tracking(w, can)
+}
+
+// tagLimits cuts tags and metadata to what the API takes.
+func (p *planner) tagLimits(o *Options) {
+	fit := func(field, value string) string {
+		if limit := p.Caps.TagMax; limit > 0 && len(value) > limit {
+			short := trim(value, limit)
+			p.lose(Minor, field, plural(len(value), "byte"), fmt.Sprintf("first %d", len(short)))
+			return short
+		}
+		return value
+	}
+	for i, tag := range o.Tags {
+		if short := fit("tag "+cut(tag, 80), tag); short != tag {
+			o.Tags = slices.Clone(o.Tags)
+			o.Tags[i] = short
+		}
+	}
+	if len(o.Metadata) == 0 {
+		return
+	}
+	meta := make(map[string]string, len(o.Metadata))
+	for _, key := range slices.Sorted(maps.Keys(o.Metadata)) {
+		field := "metadata " + cut(key, 80)
+		if limit := p.Caps.MetadataKeyMax; limit > 0 && len(key) > limit {
+			p.lose(Minor, field, "a key of "+plural(len(key), "byte"), "")
+			continue
+		}
+		meta[key] = fit(field, o.Metadata[key])
+	}
+	o.Metadata = meta
 }
 
 // tracking follows the mail, then the account. What the mail asked for and does not get is a loss; an
@@ -334,8 +367,16 @@ func cut(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}
+	return trim(s, n) + "..."
+}
+
+// trim takes the first n bytes at most, at a rune.
+func trim(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
 	for n > 0 && s[n]&0xC0 == 0x80 {
 		n--
 	}
-	return s[:n] + "..."
+	return s[:n]
 }

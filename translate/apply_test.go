@@ -2,6 +2,7 @@ package translate
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -413,5 +414,51 @@ func TestListUnsubscribeOneURI(t *testing.T) {
 				t.Errorf("headers %v, losses %v", m.Headers, m.Losses)
 			}
 		})
+	}
+}
+
+func TestTagLimits(t *testing.T) {
+	msg := message("X-Smtpbridge-Tag", "short", "X-Smtpbridge-Tag", "üüüü", "X-Smtpbridge-Metadata-key", "123456", "X-Smtpbridge-Metadata-longer", "v")
+	for _, tt := range []struct {
+		name   string
+		caps   Capabilities
+		tags   []string
+		meta   map[string]string
+		losses []Loss
+	}{
+		{"none", Capabilities{Tags: -1, Metadata: true}, []string{"short", "üüüü"}, map[string]string{"key": "123456", "longer": "v"}, nil},
+		{
+			"both",
+			Capabilities{Tags: -1, Metadata: true, TagMax: 5, MetadataKeyMax: 5},
+			[]string{"short", "üü"},
+			map[string]string{"key": "12345"},
+			[]Loss{{"tag üüüü", "8 bytes", "first 4", Minor}, {"metadata key", "6 bytes", "first 5", Minor}, {"metadata longer", "a key of 6 bytes", "", Minor}},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := one(t, request(msg, tt.caps))
+			if !slices.Equal(m.Options.Tags, tt.tags) || !maps.Equal(m.Options.Metadata, tt.meta) || len(m.Losses) != len(tt.losses) {
+				t.Errorf("got %q, %q, losses %v", m.Options.Tags, m.Options.Metadata, m.Losses)
+			}
+			for _, l := range tt.losses {
+				if !slices.Contains(m.Losses, l) {
+					t.Errorf("no loss %v in %v", l, m.Losses)
+				}
+			}
+		})
+	}
+}
+
+func TestEmptyAttachment(t *testing.T) {
+	msg := message()
+	msg.Attachments = []mime.Attachment{{Filename: "empty.txt", Type: "text/plain"}, {Filename: "full.txt", Type: "text/plain", Size: 1}}
+	for _, tt := range []struct {
+		needs bool
+		want  int
+	}{{false, 2}, {true, 1}} {
+		m := one(t, request(msg, Capabilities{JSON: true, AttachName: true, AttachType: true, AttachContent: tt.needs}))
+		if len(m.Attach) != tt.want || has(m.Losses, Major, "attachment empty.txt") != tt.needs {
+			t.Errorf("needs content: %v: got %d attachments, losses %v", tt.needs, len(m.Attach), m.Losses)
+		}
 	}
 }

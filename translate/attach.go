@@ -89,6 +89,10 @@ func (p *planner) attachments() error {
 		if out.Name == "" {
 			title = fmt.Sprintf("attachment %d", i+1)
 		}
+		if c.AttachContent && a.Size == 0 {
+			p.lose(Major, title, "no content", "")
+			continue
+		}
 		out.Inline = p.inline(a, title)
 
 		name, err := c.fitName(a, out.Name, out.Inline)

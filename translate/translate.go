@@ -67,7 +67,9 @@ type Capabilities struct {
 	ListUnsubOne   bool     // of List-Unsubscribe one https URI only, in a field of its own
 	ListUnsubPost  bool     // List-Unsubscribe-Post survives
 	Tags           int      // how many tags; -1 = any number
+	TagMax         int      // bytes of one tag or metadata value: a longer one is cut; 0 = unknown
 	Metadata       bool
+	MetadataKeyMax int           // bytes of a metadata key: an entry with a longer one is lost; 0 = unknown
 	MetadataTags   bool          // metadata is carried as tags of the form key=value or a tag map
 	SendAt         time.Duration // how far ahead the ESP schedules; 0 = it cannot
 	Inline         bool          // inline parts with Content-ID
@@ -78,6 +80,7 @@ type Capabilities struct {
 	AttachExts     []string      // allow-list of file name extensions, lower case without dot; nil = any
 	AttachOneDot   bool          // a name may hold one full stop only
 	AttachNeedName bool          // a name is required: one is made from the type
+	AttachContent  bool          // content is required: an empty attachment is lost
 	EnvelopeFrom   bool          // our envelope sender is used
 	NullSender     bool          // the null sender <> can be expressed
 	RcptStatus     bool          // events name the recipient; false: one stream of events per call

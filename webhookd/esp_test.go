@@ -17,6 +17,7 @@ import (
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
 	"smtpbridge/providers"
+	"smtpbridge/providers/maileroo"
 	"smtpbridge/providers/mailersend"
 	"smtpbridge/providers/mailpace"
 	"smtpbridge/providers/mandrill"
@@ -53,6 +54,7 @@ func TestESPFixturesOverHTTP(t *testing.T) {
 		{mailpace.Info, fixtureSecret},
 		{mandrill.Info, fixtureSecret},
 		{mailersend.Info, fixtureSecret},
+		{maileroo.Info, fixtureSecret},
 		{smtpeter.Info, func(o *providers.Options, f providertest.Fixture) {
 			o.Decode = providertest.Decode(`environment = "1234"`)
 			o.Resolver = records{f.Secret.KeyID: "v=DKIM1; k=rsa; p=" + f.Secret.Value}

@@ -5,6 +5,7 @@ import (
 	"smtpbridge/providers"
 	"smtpbridge/providers/lmtp"
 	"smtpbridge/providers/maildir"
+	"smtpbridge/providers/maileroo"
 	"smtpbridge/providers/mailersend"
 	"smtpbridge/providers/mailpace"
 	"smtpbridge/providers/mandrill"
@@ -18,6 +19,7 @@ func Registry() providers.Registry {
 	return providers.Registry{
 		lmtp.Info,
 		maildir.Info,
+		maileroo.Info,
 		mailersend.Info,
 		mailpace.Info,
 		mandrill.Info,

@@ -146,6 +146,25 @@ var wires = []wire{
 		},
 		answer: func([]string) string { return "" },
 	},
+	{
+		name: "maileroo",
+		read: func(t *testing.T, body []byte) ([]string, string) {
+			var m struct {
+				To, Cc, Bcc []box
+				ReplyTo     []box `json:"reply_to"`
+				Headers     map[string]string
+				Tags        map[string]string
+			}
+			decode(t, body, &m)
+			if len(m.To) == 0 {
+				t.Error("a call without to")
+			}
+			return slices.Concat(boxes(m.To), boxes(m.Cc), boxes(m.Bcc)), fmt.Sprint(m.To, m.Cc, m.ReplyTo, m.Headers, m.Tags)
+		},
+		answer: func([]string) string {
+			return `{"success": true, "message": "ok", "data": {"reference_id": "000000000000000000000000"}}`
+		},
+	},
 }
 
 func mandrillAnswer(rcpts []string) string {
