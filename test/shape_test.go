@@ -186,6 +186,41 @@ var vendors = []vendor{
 			}
 		},
 	},
+	{
+		name: "maileroo", config: "api_key = \"shape-key-maileroo\"",
+		answer: func(*http.Request, []byte) (int, string) {
+			return 200, `{"success": true, "message": "queued", "data": {"reference_id": "0123456789abcdef01234567"}}`
+		},
+		check: func(t *testing.T, r captured, m map[string]any) {
+			// https://maileroo.com/docs/email-api/send-basic-email
+			equal(t, "path", r.path, "/api/v2/emails")
+			if r.header.Get("X-Api-Key") != "shape-key-maileroo" && r.header.Get("Authorization") != "Bearer shape-key-maileroo" {
+				t.Error("no key")
+			}
+			equal(t, "from", attachmentsOf([]any{m["from"]}, "address", "display_name"), "app@example.com Jörg Müller")
+			equal(t, "to", attachmentsOf(m["to"], "address", "display_name"), "ada@example.net Ada; bob@example.net ")
+			equal(t, "cc", attachmentsOf(m["cc"], "address"), "cc@example.net")
+			equal(t, "bcc", attachmentsOf(m["bcc"], "address"), "hidden@example.net")
+			equal(t, "reply_to", attachmentsOf(m["reply_to"], "address"), "a@example.com; b@example.com")
+			equal(t, "subject", m["subject"], "Grüße aus Köln ✓")
+			equal(t, "plain", m["plain"], "Schöne Grüße\n")
+			headers, _ := m["headers"].(map[string]any)
+			equal(t, "List-Unsubscribe", headers["List-Unsubscribe"], "<https://example.com/u/1>")
+			if id, _ := m["reference_id"].(string); len(id) != 24 {
+				t.Errorf("reference_id %q", id)
+			}
+			list, _ := m["attachments"].([]any)
+			if len(list) != 2 {
+				t.Fatalf("%d attachments", len(list))
+			}
+			image, _ := list[0].(map[string]any)
+			name, _ := image["file_name"].(string)
+			html, _ := m["html"].(string)
+			if image["inline"] != true || name == "" || !strings.Contains(html, "cid:"+name) {
+				t.Errorf("the HTML %q does not name the inline image %q", html, name)
+			}
+		},
+	},
 }
 
 var mandrillAnswer = func(r *http.Request, body []byte) (int, string) {
