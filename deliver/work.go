@@ -208,6 +208,7 @@ func (w *work) mayStart() bool {
 		return false
 	}
 	if w.now.After(job.Expires) && w.l.gate.pausedAt(job.Expires) && !w.r.suspect(job.Created) {
+		w.probe = false // nothing was learnt of the account: the next mail is the probe
 		w.hold("its time ran out while its account was paused")
 		return false
 	}

@@ -192,7 +192,7 @@ func (s *Store) Hold(ctx context.Context, id, reason string) error {
 	})
 }
 
-// ReleaseHold lets a held mail go on at once.
+// ReleaseHold lets a held mail go on at once, for a day at least: its time may be over.
 func (s *Store) ReleaseHold(ctx context.Context, id string) error {
 	return s.change(ctx, "release", id, func(ctx context.Context, t *tx, state MailState) error {
 		if state != MailHeld {
@@ -201,7 +201,9 @@ func (s *Store) ReleaseHold(ctx context.Context, id string) error {
 		if _, err := t.exec(ctx, "UPDATE mails SET state = ?, hold_reason = '' WHERE id = ?", string(MailQueued), id); err != nil {
 			return err
 		}
-		_, err := t.exec(ctx, "UPDATE jobs SET held = 0, next_at = CASE WHEN next_at > ? THEN next_at ELSE ? END WHERE mail_id = ?", us(s.now()), us(s.now()), id)
+		now, day := us(s.now()), us(s.now().Add(24*time.Hour))
+		_, err := t.exec(ctx, "UPDATE jobs SET held = 0, next_at = CASE WHEN next_at > ? THEN next_at ELSE ? END, expires = CASE WHEN expires > ? THEN expires ELSE ? END WHERE mail_id = ?",
+			now, now, day, day, id)
 		return err
 	})
 }
