@@ -27,20 +27,31 @@ type column struct {
 	caps  translate.Capabilities
 }
 
+// keyEnv holds a key for variants that need a second one.
+const keyEnv = "SMTPBRIDGE_MATRIX_KEY"
+
 // variants are settings that change what an account can do.
 var variants = map[string][]struct{ title, options string }{
+	"maileroo":   {{"maileroo (account_key_env set)", "account_key_env = \"" + keyEnv + "\""}},
 	"mandrill":   {{"mandrill (form = json)", "form = \"json\""}},
 	"mailersend": {{"mailersend (plan = professional)", "plan = \"professional\""}},
 }
 
 func columns(t *testing.T) []column {
 	t.Helper()
+	t.Setenv(keyEnv, "0123456789abcdef0123456789abcdef")
 	var out []column
 	add := func(title string, info providers.Info, options string) {
 		o := providers.Options{
 			Account: "x", Hostname: "bridge.example.com", APIKey: secret.New("0123456789abcdef0123456789abcdef"), Client: http.DefaultClient,
 			WebhookURL: "https://hooks.example.com/webhook/x", Now: time.Now,
-			Decode: func(v any) error { _, err := toml.Decode(options, v); return err },
+			Decode: func(v any) error {
+				md, err := toml.Decode(options, v)
+				if err == nil && len(md.Undecoded()) > 0 {
+					err = fmt.Errorf("unknown setting %s", md.Undecoded()[0])
+				}
+				return err
+			},
 		}
 		switch info.Name {
 		case "smtp", "lmtp":
@@ -62,6 +73,9 @@ func columns(t *testing.T) []column {
 	}
 	return out
 }
+
+// whole: the mail leaves as it is, in its MIME form only.
+func (c column) whole() bool { return c.caps.Raw != translate.RawNone && !c.caps.JSON }
 
 type row struct {
 	name string
@@ -107,12 +121,20 @@ var tables = []struct {
 	rows  []row
 }{
 	{"Sending", []row{
-		{"raw MIME, recipients apart", func(c column) string { return yes(c.caps.Raw == translate.RawEnvelope) }},
-		{"JSON form", func(c column) string { return yes(c.caps.JSON) }},
+		{"the mail goes out as", func(c column) string {
+			raw, fields := c.caps.Raw != translate.RawNone, c.caps.JSON
+			switch {
+			case raw && fields:
+				return "MIME or fields"
+			case raw:
+				return "MIME, whole"
+			}
+			return "fields"
+		}},
 		{"Reply-To addresses", func(c column) string { return count(c.caps.ReplyTo, "none") }},
 		{"other headers", func(c column) string {
-			if c.caps.Raw != translate.RawNone && !c.caps.JSON {
-				return "all (raw)"
+			if c.whole() {
+				return "all"
 			}
 			return [...]string{"none", "X-* only", "some", "any"}[c.caps.Headers]
 		}},
@@ -125,14 +147,28 @@ var tables = []struct {
 			}
 			return yes(c.caps.Inline)
 		}},
-		{"attachment types", func(c column) string {
+		{"attachments allowed", func(c column) string {
 			if c.caps.AttachExts != nil {
 				return fmt.Sprintf("%d extensions", len(c.caps.AttachExts))
 			}
-			return "any"
+			return "all"
 		}},
+		{"attachment names as given", func(c column) string {
+			if c.caps.AttachOneDot {
+				return "one full stop"
+			}
+			return yes(c.caps.AttachName || c.whole())
+		}},
+		{"attachment types as declared", func(c column) string { return yes(c.caps.AttachType || c.whole()) }},
 		{"tags", func(c column) string { return count(c.caps.Tags, "-") }},
-		{"metadata", func(c column) string { return yes(c.caps.Metadata) }},
+		{"metadata", func(c column) string {
+			if c.caps.MetadataTags && c.caps.Metadata {
+				return "as tags"
+			}
+			return yes(c.caps.Metadata)
+		}},
+		{"the ESP's templates", func(c column) string { return yes(c.caps.Template) }},
+		{"merge data per recipient", func(c column) string { return yes(c.caps.Merge) }},
 		{"scheduled sending", func(c column) string { return duration(c.caps.SendAt) }},
 		{"our envelope sender", func(c column) string { return yes(c.caps.EnvelopeFrom) }},
 		{"null sender", func(c column) string { return yes(c.caps.NullSender) }},
@@ -146,6 +182,10 @@ var tables = []struct {
 				return "one switch"
 			case c.caps.TrackOpens && c.caps.TrackClicks:
 				return "yes"
+			case c.caps.TrackOpens:
+				return "opens"
+			case c.caps.TrackClicks:
+				return "clicks"
 			}
 			return "-"
 		}},
@@ -162,24 +202,32 @@ var tables = []struct {
 			if c.caps.MaxBytes == 0 {
 				return "unknown"
 			}
-			return fmt.Sprintf("%.0f MB", float64(c.caps.MaxBytes)/1e6)
+			return fmt.Sprintf("%.4g MiB", float64(c.caps.MaxBytes)/(1<<20))
 		}},
+		{"characters of a subject", func(c column) string { return count(c.caps.MaxSubject, "unknown") }},
+		{"bytes of another header's value", func(c column) string { return count(c.caps.HeaderMax, "unknown") }},
 		{"calls per second (default)", func(c column) string {
 			if c.info.Rate == 0 {
-				return "no limit"
+				return "none known"
 			}
 			return fmt.Sprintf("%g", c.info.Rate)
 		}},
 		{"calls at once (default)", func(c column) string { return count(c.info.Concurrent, "20") }},
-		{"idempotency key", func(c column) string { return duration(c.caps.IdempotencyTTL) }},
+		{"a repeated call is known for", func(c column) string { return duration(c.caps.IdempotencyTTL) }},
 		{"a lost answer can be looked up", implements[providers.Finder]},
 		{"check --online", implements[providers.Checker]},
 	}},
 	{"Events", []row{
 		{"webhooks", implements[providers.WebhookParser]},
-		{"signed", func(c column) string { return yes(c.info.Webhook.Signed) }},
+		{"signed", func(c column) string {
+			if c.info.Webhook.Signed && c.info.Webhook.OwnKeys && !c.info.Local {
+				return "yes, key in DNS"
+			}
+			return yes(c.info.Webhook.Signed)
+		}},
 		{"events name the recipient", func(c column) string { return yes(c.caps.RcptStatus) }},
-		{"inbound posts", implements[providers.InboundParser]},
+		{"missed events are fetched", implements[providers.Poller]},
+		{"inbound mail", implements[providers.InboundParser]},
 	}},
 }
 
@@ -187,7 +235,7 @@ var tables = []struct {
 func TestMatrix(t *testing.T) {
 	cols := columns(t)
 	var b bytes.Buffer
-	b.WriteString("# What each provider can express\n\nGenerated from the capabilities the bridge works with; `go test ./providers/all -update` rewrites it. What a mail has\nand its provider cannot express is a loss: in the `sent` event, and in `smtpbridge explain` before anything is sent.\nDetails, with sources: `providers/NAME/README.md`.\n")
+	b.WriteString("# What each provider can express\n\nGenerated from the capabilities the bridge works with; `go test ./providers/all -update` rewrites it. What a mail has\nand its provider cannot express is a loss: in the `sent` event, and in `smtpbridge explain` before anything is sent.\nWhere an API leaves a choice, both forms stand side by side: the setting is in [account.options]. \"-\" is no; \"unknown\" and\n\"none known\": the vendor publishes none, and its answer decides. Details, with sources: `providers/NAME/README.md`.\n")
 	for _, table := range tables {
 		fmt.Fprintf(&b, "\n## %s\n\n|", table.title)
 		for _, c := range cols {
