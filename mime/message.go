@@ -10,6 +10,7 @@ package mime
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 )
 
@@ -73,6 +74,11 @@ type Part struct {
 // Open streams the text: decoded, converted to UTF-8 (U+FFFD where that is impossible), LF line
 // ends. It can be called any number of times and gives the same bytes each time.
 func (p *Part) Open() io.ReadCloser { return p.open() }
+
+// NewPart is a Part of a text made anew: valid UTF-8 with LF line ends.
+func NewPart(text string) *Part {
+	return &Part{Size: int64(len(text)), Charset: "utf-8", open: func() io.ReadCloser { return io.NopCloser(strings.NewReader(text)) }}
+}
 
 // Attachment is any leaf that is not body text, byte for byte.
 type Attachment struct {

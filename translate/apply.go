@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -10,7 +9,8 @@ import (
 	"smtpbridge/mime"
 )
 
-// Apply plans the calls for the recipients of r. The error, if any, is a *RefusalError.
+// Apply plans the calls for the recipients of r. The error, if any, is a *RefusalError, or says that the message, whose
+// placeholders are to be replaced, could not be read.
 // The Losses of each Mail are complete; those returned are their union without repeats.
 func Apply(r Request) ([]*Mail, []Loss, error) {
 	if len(r.Rcpts) == 0 {
@@ -25,6 +25,9 @@ func Apply(r Request) ([]*Mail, []Loss, error) {
 	var union lossList
 	for i, c := range calls {
 		mails[i] = p.mail(c)
+		if err := p.personal(mails[i]); err != nil {
+			return nil, nil, err
+		}
 		union.add(mails[i].Losses...)
 	}
 	return mails, union.list, nil
@@ -38,12 +41,16 @@ type planner struct {
 	common  lossList
 	people  people
 	rewrite rawPlan
+	subst   *Merge // literals to be replaced in the calls
 }
 
 func (p *planner) prepare() error {
 	m := p.Message
 	p.base = Mail{Env: p.Envelope, Msg: m, Subject: m.Subject}
 	w := readWish(m.Header, p.Settings)
+	if w.bad != nil && p.Settings.BadOptions == BadOptionsReject {
+		return w.bad
+	}
 	p.chooseForm(w)
 	p.base.UseRaw = p.useRaw
 	if err := p.from(); err != nil {
@@ -52,8 +59,10 @@ func (p *planner) prepare() error {
 	if err := p.utf8(); err != nil {
 		return err
 	}
-	p.options(w)
-	p.sender()
+	if err := p.options(w); err != nil {
+		return err
+	}
+	p.sender(w)
 	p.people = newPeople(m, p.Rcpts)
 	if p.useRaw {
 		p.rawLosses(w)
@@ -75,12 +84,13 @@ func (p *planner) chooseForm(w *wish) {
 		p.useRaw = false
 	case !c.JSON, c.RawFeatures, p.Message.Signed, p.Message.Encrypted:
 		p.useRaw = true
+	case w.any:
+		p.useRaw = w.Template.ID == "" && w.Merge.empty() && !p.asksStructured(w)
 	default:
-		p.useRaw = !(len(w.Tags) > 0 && c.Tags != 0 ||
-			len(w.Metadata) > 0 && (c.Metadata || c.MetadataTags) ||
-			!w.SendAt.IsZero() && c.SendAt > 0 ||
-			w.TrackOpens != Default && c.TrackOpens ||
-			w.TrackClicks != Default && c.TrackClicks)
+		p.useRaw = true
+	}
+	if p.useRaw && c.JSON && !p.Message.Signed && !p.Message.Encrypted && w.any && p.replaces(w) {
+		p.useRaw = false // literals are replaced in the structured form
 	}
 }
 
@@ -153,71 +163,6 @@ func (p *planner) utf8() error {
 	return nil
 }
 
-// options turns wishes into what this call carries.
-func (p *planner) options(w *wish) {
-	c, o := &p.Caps, &p.base.Options
-	p.common.add(w.losses...)
-	can := p.features()
-
-	o.Tags = w.Tags
-	limit := c.Tags
-	if !can {
-		limit = 0
-	}
-	if limit >= 0 && len(w.Tags) > limit {
-		sent := ""
-		if o.Tags = nil; limit > 0 {
-			o.Tags = w.Tags[:limit:limit]
-			sent = fmt.Sprintf("first %d", limit)
-		}
-		p.lose(Minor, "tags", plural(len(w.Tags), "tag"), sent)
-	}
-	if len(w.Metadata) > 0 {
-		if can && (c.Metadata || c.MetadataTags) {
-			o.Metadata = w.Metadata
-		} else {
-			p.lose(Minor, "metadata", plural(len(w.Metadata), "entry"), "")
-		}
-	}
-	p.tagLimits(o)
-	o.SendAt = w.SendAt
-	if can && !w.SendAt.IsZero() {
-		p.base.schedule = c.SendAt
-	}
-	p.tracking(w, can)
-}
-
-// tagLimits cuts tags and metadata to what the API takes.
-func (p *planner) tagLimits(o *Options) {
-	fit := func(field, value string) string {
-		if limit := p.Caps.TagMax; limit > 0 && len(value) > limit {
-			short := trim(value, limit)
-			p.lose(Minor, field, plural(len(value), "byte"), fmt.Sprintf("first %d", len(short)))
-			return short
-		}
-		return value
-	}
-	for i, tag := range o.Tags {
-		if short := fit("tag "+cut(tag, 80), tag); short != tag {
-			o.Tags = slices.Clone(o.Tags)
-			o.Tags[i] = short
-		}
-	}
-	if len(o.Metadata) == 0 {
-		return
-	}
-	meta := make(map[string]string, len(o.Metadata))
-	for _, key := range slices.Sorted(maps.Keys(o.Metadata)) {
-		field := "metadata " + cut(key, 80)
-		if limit := p.Caps.MetadataKeyMax; limit > 0 && len(key) > limit {
-			p.lose(Minor, field, "a key of "+plural(len(key), "byte"), "")
-			continue
-		}
-		meta[key] = fit(field, o.Metadata[key])
-	}
-	o.Metadata = meta
-}
-
 // tracking follows the mail, then the account. What the mail asked for and does not get is a loss; an
 // account's setting that its ESP has no switch for is said once per mail too, but nobody misses it.
 func (p *planner) tracking(w *wish, can bool) {
@@ -235,6 +180,13 @@ func (p *planner) tracking(w *wish, can bool) {
 	}
 	o.TrackOpens = one("tracking of opens", w.TrackOpens, p.Settings.TrackOpens, c.TrackOpens)
 	o.TrackClicks = one("tracking of clicks", w.TrackClicks, p.Settings.TrackClicks, c.TrackClicks)
+	if o.TrackClicks == On && w.ClicksIn != AnyBody {
+		if c.ClickBodies {
+			o.ClicksIn = w.ClicksIn
+		} else {
+			p.lose(Minor, "tracking of clicks", w.ClicksIn.String(), AnyBody.String())
+		}
+	}
 	if c.TrackTogether && o.TrackOpens != o.TrackClicks {
 		both := Off
 		if o.TrackOpens == On || o.TrackClicks == On {
@@ -247,8 +199,15 @@ func (p *planner) tracking(w *wish, can bool) {
 
 // sender settles the envelope sender. The ESP's own return path in place of an ordinary sender is
 // how such services work; in place of the null sender it makes a bounce of a bounce possible (RFC 5321 4.5.5).
-func (p *planner) sender() {
+func (p *planner) sender(w *wish) {
 	c, o, env := &p.Caps, &p.base.Options, p.Envelope.From
+	if w.EnvelopeFrom != "" {
+		if !c.EnvelopeFrom {
+			p.lose(Minor, "asked envelope sender", cut(w.EnvelopeFrom, 100), "")
+		} else {
+			env = w.EnvelopeFrom
+		}
+	}
 	switch {
 	case env != "" && c.EnvelopeFrom:
 		o.EnvelopeFrom = env
@@ -305,7 +264,7 @@ func (p *planner) mail(c call) *Mail {
 	m.raw.keepReceived = p.Settings.KeepReceived
 	m.raw.asString = p.Caps.RawString
 	m.raw.utf8 = p.Caps.UTF8Local
-	m.raw.bcc = p.Caps.Raw == RawBccHeader
+	m.raw.bcc = p.Caps.Raw == RawBccHeader || p.apart()
 	// Calls share nothing that a provider might change.
 	m.ReplyTo = slices.Clone(m.ReplyTo)
 	m.Headers = slices.Clone(m.Headers)

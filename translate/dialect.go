@@ -1,7 +1,6 @@
 package translate
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,16 +14,21 @@ import (
 // ids, and some have effects at an ESP that was never meant.
 type dialect struct {
 	name  string // the provider's name where it has one here
+	doc   string // where the vendor says so
 	rules []rule
 }
 
 // rule is one row: a header name or prefix and what it means.
 type rule struct {
 	header string // lower case; a prefix when it ends in "*"
+	value  string // syntax, for the documentation
 	means  string // neutral concept, for the documentation
+	permit string // permission that it needs, for the documentation; the parser asks for it
 	repeat repeat
-	parse  parser // nil: known and stripped, but no call can carry it (said as a loss)
+	parse  parser // nil: no neutral concept, kept for an account of the same vendor
+	keys   []key  // a JSON object; in place of parse
 	quiet  bool   // with a nil parser: bookkeeping of the vendor's own, nobody asked for anything
+	late   bool   // general: the specific headers of the dialect go before it
 }
 
 // repeat says which of several fields with the same name counts.
@@ -36,42 +40,73 @@ const (
 	merge
 )
 
+func (r repeat) String() string { return [...]string{"first", "last", "all"}[r] }
+
 // parser reads one field. suffix is what follows the prefix of a prefix rule, in the case of the raw field;
-// value is unfolded and decoded. On an error nothing of the field is used.
+// value is unfolded and decoded. An error says that the value is malformed: then nothing of the field is used. What
+// is well formed and does not count (another header was first, no permission) is no error: the parser notes it.
 type parser func(w *wish, suffix, value string) error
 
 // wish is what a mail asks for beside its content.
 type wish struct {
 	Options
 	listUnsubscribe string
+	expiresIn       time.Duration
 	losses          []Loss
+	bad             *RefusalError // the first malformed header, for BadOptionsReject
+	raws            []rawOption
+	any             bool // a header was read
 
-	hasTag map[string]bool
-	used   map[string]bool // scalars that are settled: the first one wins
+	set         *Settings
+	cur         hit
+	trial       bool // a dry run: does the value parse?
+	hasTag      map[string]bool
+	used        map[string]bool // scalars that are settled: the first one wins
+	templateVar map[string]any  // merge data only if there is a template
+	noTemplate  bool            // a template was asked for without permission
+}
+
+// rawOption is a value without a neutral concept.
+type rawOption struct {
+	dialect, key, value, means string
+	quiet                      bool
 }
 
 // ReadOptions gives all that a mail asks for, whether or not an account can carry it, and what
-// was not understood. Dialects that the settings do not name are not read.
+// was not understood or not permitted. Dialects that the settings do not name are not read.
 func ReadOptions(h mime.Header, s Settings) (Options, []Loss) {
 	w := readWish(h, s)
+	for _, r := range w.raws {
+		if w.Raw == nil {
+			w.Raw = map[string]map[string]string{}
+		}
+		if w.Raw[r.dialect] == nil {
+			w.Raw[r.dialect] = map[string]string{}
+		}
+		w.Raw[r.dialect][r.key] = r.value
+	}
 	return w.Options, w.losses
 }
 
 // readWish reads the dialects in the order of their right: our own, that of the account's provider, the other
-// vendors', the frameworks'. Lists and maps merge; of scalars the first wins.
+// vendors' as configured, the frameworks'. Lists and maps merge; of scalars the first wins.
 func readWish(h mime.Header, s Settings) *wish {
-	w := &wish{hasTag: map[string]bool{}, used: map[string]bool{}}
-	found := map[string][]hit{}
+	w := &wish{set: &s}
+	var found map[string][]hit
 	for i := range h {
-		name := strings.ToLower(strings.TrimRight(h[i].Name, " \t"))
-		for _, x := range lookup(name) {
-			found[x.dialect] = append(found[x.dialect], hit{x.rule, &h[i], name})
+		for _, x := range lookup(h[i].Name) {
+			if found == nil {
+				found = map[string][]hit{}
+			}
+			name := strings.ToLower(strings.TrimRight(h[i].Name, " \t"))
+			found[x.dialect] = append(found[x.dialect], hit{x.dialect, x.rule, &h[i], name})
 		}
 	}
-	if len(found) == 0 {
+	if found == nil {
 		return w
 	}
-	for _, d := range order(s.Provider) {
+	w.any = true
+	for _, d := range order(&s) {
 		hits := found[d]
 		if len(hits) == 0 {
 			continue
@@ -88,28 +123,38 @@ func readWish(h mime.Header, s Settings) *wish {
 				counts[x.name] = i
 			}
 		}
-		for i, x := range hits {
-			if x.rule.repeat != merge && counts[x.name] != i {
-				w.lose(Minor, x, "repeated")
-				continue
+		for _, late := range []bool{false, true} {
+			for i, x := range hits {
+				switch {
+				case x.rule.late != late:
+				case x.rule.repeat != merge && counts[x.name] != i:
+					w.lose(Minor, x, "repeated")
+				default:
+					w.read(x)
+				}
 			}
-			w.read(x)
 		}
 	}
+	w.finish()
 	return w
 }
 
 type hit struct {
-	rule  *rule
-	field *mime.Field
-	name  string // lower case
+	dialect string
+	rule    *rule
+	field   *mime.Field
+	name    string // lower case
 }
 
 func (w *wish) read(x hit) {
-	if x.rule.parse == nil {
-		if !x.rule.quiet {
-			w.lose(Minor, x, x.rule.means)
-		}
+	value := clean(x.field.Value)
+	parse := x.rule.parse
+	if x.rule.keys != nil {
+		parse = object(x.rule.keys)
+	}
+	w.cur = x
+	if parse == nil {
+		w.keepRaw("", x.rule.means, value, x.rule.quiet)
 		return
 	}
 	var suffix string
@@ -117,8 +162,17 @@ func (w *wish) read(x hit) {
 		// Names are canonicalised by many libraries on the way; the raw field is the best there is.
 		suffix = strings.TrimRight(x.field.Name, " \t")[len(p):]
 	}
-	if err := x.rule.parse(w, suffix, clean(x.field.Value)); err != nil {
+	// A value that fails half way must leave nothing behind.
+	trial := &wish{set: w.set, cur: x, trial: true}
+	if err := parse(trial, suffix, value); err != nil {
 		w.lose(Minor, x, err.Error())
+		if w.bad == nil {
+			w.bad = &RefusalError{Status: "5.6.0", Text: fmt.Sprintf("the header %s is malformed: %s; correct it, or leave it out", headerTitle(x.name), cut(clean(err.Error()), 200))}
+		}
+		return
+	}
+	if err := parse(w, suffix, value); err != nil {
+		w.lose(Minor, x, err.Error()) // not reached: what the trial takes parses again
 	}
 }
 
@@ -126,20 +180,70 @@ func (w *wish) lose(s Severity, x hit, why string) {
 	w.losses = append(w.losses, Loss{Field: "option " + headerTitle(x.name), Had: cut(clean(why), 100), Severity: s})
 }
 
+// note says that a part of the header that is being read does not count.
+func (w *wish) note(why string) {
+	if !w.trial {
+		w.lose(Minor, w.cur, why)
+	}
+}
+
+// allowed asks for a permission, and says what goes without it.
+func (w *wish) allowed(class string) bool {
+	if w.set.permits(class) {
+		return true
+	}
+	w.note("permission " + class + " is not given")
+	return false
+}
+
+// keepRaw keeps a value for an account of the same vendor. part names a member of a JSON object.
+func (w *wish) keepRaw(part, means, value string, quiet bool) {
+	if w.trial {
+		return
+	}
+	name := w.cur.name
+	if part != "" {
+		name += "." + part
+	}
+	w.raws = append(w.raws, rawOption{w.cur.dialect, name, value, means, quiet})
+}
+
+// finish settles what depends on several headers.
+func (w *wish) finish() {
+	if w.noTemplate && w.Template.ID == "" && len(w.Merge.Global)+len(w.Merge.Rcpt) > 0 {
+		// It belongs to the template.
+		w.losses = append(w.losses, Loss{Field: "merge data", Had: "for a template that is not permitted", Severity: Minor})
+		w.Merge.Global, w.Merge.Rcpt = nil, nil
+	}
+	if w.Template.ID != "" {
+		w.addMerge(w.templateVar)
+	}
+	if w.Template.ID == "" {
+		w.Template.Version, w.Template.Block = "", ""
+	}
+}
+
 func understood(allowed []string, name string) bool {
 	return allowed == nil || slices.Contains(allowed, "all") || slices.Contains(allowed, name)
 }
 
 // order lists the dialects by their right.
-func order(provider string) []string {
-	out := []string{ownDialect}
-	if provider != ownDialect && provider != frameworkDialect {
-		out = append(out, provider)
+func order(s *Settings) []string {
+	out := make([]string, 0, len(dialects)+1)
+	add := func(name string) {
+		if name != frameworkDialect && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	add(ownDialect)
+	if s.Provider != "" {
+		add(s.Provider)
+	}
+	for _, d := range s.Dialects {
+		add(d)
 	}
 	for i := range dialects {
-		if n := dialects[i].name; n != ownDialect && n != provider && n != frameworkDialect {
-			out = append(out, n)
-		}
+		add(dialects[i].name)
 	}
 	return append(out, frameworkDialect)
 }
@@ -177,175 +281,37 @@ func index() (exact map[string][]ref, prefix []ref) {
 	return exact, prefix
 }
 
-// lookup finds the rows for a lower-case name.
+// lookup finds the rows for a field name. It is asked about every field of every mail, so it makes no garbage.
 func lookup(name string) []ref {
-	if r, ok := exactRules[name]; ok {
+	var buf [64]byte
+	name = strings.TrimRight(name, " \t")
+	n := min(len(name), len(buf))
+	for i := range n {
+		c := name[i]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		buf[i] = c
+	}
+	low := buf[:n]
+	if r, ok := exactRules[string(low)]; ok && n == len(name) {
 		return r
 	}
+	if n < 2 || low[0] != 'x' || low[1] != '-' {
+		return nil // every prefix of the tables starts so; a test keeps it so
+	}
 	for i := range prefixRules {
-		if p := strings.TrimSuffix(prefixRules[i].rule.header, "*"); strings.HasPrefix(name, p) {
+		h := prefixRules[i].rule.header
+		if p := h[:len(h)-1]; len(p) <= n && string(low[:len(p)]) == p {
 			return prefixRules[i : i+1]
 		}
 	}
 	return nil
 }
 
-// isDialect reports whether a lower-case name is a known dialect field, or an unknown one under a known prefix.
+// isDialect reports whether a name is that of a known dialect field, or of an unknown one under a known prefix.
 func isDialect(name string) bool { return lookup(name) != nil }
 
 // IsOptionHeader reports whether a header field drives a mail service rather than informs its readers. Such
 // fields never leave the bridge.
-func IsOptionHeader(name string) bool {
-	return isDialect(strings.ToLower(strings.TrimRight(name, " \t")))
-}
-
-// settle reports whether a scalar is still open, and closes it.
-func (w *wish) settle(what string) bool {
-	if w.used[what] {
-		return false
-	}
-	w.used[what] = true
-	return true
-}
-
-var errTaken = errors.New("another header has said it already")
-
-func (w *wish) addTag(t string) {
-	if t = strings.TrimSpace(clean(t)); t != "" && !w.hasTag[t] {
-		w.hasTag[t] = true
-		w.Tags = append(w.Tags, t)
-	}
-}
-
-func (w *wish) addMeta(key, value string) {
-	if key = strings.TrimSpace(clean(key)); key == "" {
-		return
-	}
-	if w.Metadata == nil {
-		w.Metadata = map[string]string{}
-	}
-	if _, ok := w.Metadata[key]; !ok {
-		w.Metadata[key] = clean(value)
-	}
-}
-
-// setTrack settles one kind of tracking; Default says nothing and leaves it open.
-func (w *wish) setTrack(clicks bool, s Switch) error {
-	if s == Default {
-		return nil
-	}
-	into, name := &w.TrackOpens, "opens"
-	if clicks {
-		into, name = &w.TrackClicks, "clicks"
-	}
-	if !w.settle("track " + name) {
-		if *into == s {
-			return nil
-		}
-		return errTaken
-	}
-	*into = s
-	return nil
-}
-
-func (w *wish) setSendAt(t time.Time) error {
-	if !w.settle("send at") {
-		if w.SendAt.Equal(t) {
-			return nil
-		}
-		return errTaken
-	}
-	w.SendAt = t.UTC()
-	return nil
-}
-
-// parseBool reads the spellings that vendors document.
-func parseBool(v string) (Switch, error) {
-	switch strings.ToLower(strings.TrimSpace(unquote(v))) {
-	case "true", "yes", "y", "on", "1", "enabled":
-		return On, nil
-	case "false", "no", "n", "off", "0", "none", "disabled":
-		return Off, nil
-	}
-	return Default, errors.New("not a yes or no")
-}
-
-// unquote strips one pair of outer quotes.
-func unquote(v string) string {
-	v = strings.TrimSpace(v)
-	if len(v) >= 2 && v[0] == '"' && v[len(v)-1] == '"' {
-		return v[1 : len(v)-1]
-	}
-	return v
-}
-
-// Parsers of values that several dialects share.
-
-func tagList(w *wish, _, value string) error {
-	for _, t := range strings.Split(unquote(value), ",") {
-		w.addTag(t)
-	}
-	return nil
-}
-
-func oneTag(w *wish, _, value string) error {
-	w.addTag(value)
-	return nil
-}
-
-func metaSuffix(w *wish, suffix, value string) error {
-	if strings.TrimSpace(suffix) == "" {
-		return errors.New("no key after the prefix")
-	}
-	w.addMeta(suffix, value)
-	return nil
-}
-
-// metaKey puts the value under a fixed key.
-func metaKey(key string) parser {
-	return func(w *wish, _, value string) error {
-		w.addMeta(key, value)
-		return nil
-	}
-}
-
-func trackOpens(w *wish, _, value string) error {
-	s, err := parseBool(value)
-	if err != nil {
-		return err
-	}
-	return w.setTrack(false, s)
-}
-
-func trackClicks(w *wish, _, value string) error {
-	s, err := parseBool(value)
-	if err != nil {
-		return err
-	}
-	return w.setTrack(true, s)
-}
-
-// trackClicksKind also takes the restriction to one kind of body, which counts as on.
-func trackClicksKind(w *wish, suffix, value string) error {
-	switch strings.ToLower(strings.TrimSpace(value)) {
-	case "htmlonly", "textonly", "htmlandtext", "html", "text":
-		return w.setTrack(true, On)
-	}
-	return trackClicks(w, suffix, value)
-}
-
-func trackBoth(w *wish, suffix, value string) error {
-	return errors.Join(trackOpens(w, suffix, value), trackClicks(w, suffix, value))
-}
-
-// sendAtLayout reads an instant in one of several layouts; without a zone it is UTC.
-func sendAtLayout(layouts ...string) parser {
-	return func(w *wish, _, value string) error {
-		for _, l := range layouts {
-			if t, err := time.Parse(l, strings.TrimSpace(unquote(value))); err == nil && t.Year() > 1970 {
-				return w.setSendAt(t)
-			}
-		}
-		return fmt.Errorf("not a time of the form %s", layouts[0])
-	}
-}
+func IsOptionHeader(name string) bool { return isDialect(name) }

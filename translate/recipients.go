@@ -84,6 +84,10 @@ type limits struct{ rcpts, to, cc, bcc int }
 func (p *planner) split() []call {
 	var calls []call
 	switch {
+	case p.apart() && p.batch() && !p.Settings.Split:
+		calls = p.splitBatch()
+	case p.apart():
+		calls = p.splitOwn()
 	case p.useRaw && p.Caps.Raw == RawEnvelope:
 		calls = p.splitApart(false)
 	case !p.useRaw && p.Caps.HeaderTo:
@@ -97,6 +101,40 @@ func (p *planner) split() []call {
 				calls[i].rcpts = append(calls[i].rcpts, p.people.twins[envelope.Fold(r.Addr)]...)
 			}
 		}
+	}
+	return calls
+}
+
+// splitOwn gives each recipient a call and a copy of his own, in which he sees himself alone. The mail asked
+// for it, so nothing is lost.
+func (p *planner) splitOwn() []call {
+	var calls []call
+	for _, x := range p.people.all() {
+		calls = append(calls, call{rcpts: []envelope.Rcpt{x.rcpt}, to: []mime.Address{x.addr}})
+	}
+	return calls
+}
+
+// splitBatch is splitOwn where one call does it for many: all of them stand in to, and the provider
+// says that each gets a copy of his own.
+func (p *planner) splitBatch() []call {
+	size := p.Caps.MaxRcpts
+	if n := p.Caps.MaxTo; n > 0 && (size <= 0 || n < size) {
+		size = n
+	}
+	var calls []call
+	for all := p.people.all(); len(all) > 0; {
+		n := len(all)
+		if size > 0 {
+			n = min(n, size)
+		}
+		var c call
+		for _, x := range all[:n] {
+			c.rcpts = append(c.rcpts, x.rcpt)
+			c.to = append(c.to, x.addr)
+		}
+		calls = append(calls, c)
+		all = all[n:]
 	}
 	return calls
 }

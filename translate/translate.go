@@ -84,8 +84,10 @@ type Capabilities struct {
 	EnvelopeFrom   bool          // our envelope sender is used
 	NullSender     bool          // the null sender <> can be expressed
 	RcptStatus     bool          // events name the recipient; false: one stream of events per call
-	Template       bool
-	Merge          bool
+	Template       bool          // a stored template can stand in for the mail
+	TemplateParts  []string      // of version, block, language: what can be said of a template beside its id
+	Merge          bool          // merge data (Options.Merge.Global), in the structured form, or in both with RawFeatures
+	Batch          bool          // one call can give each recipient a copy of his own (Options.ExposeRcpts off), with merge data of his own
 	AMP            bool
 	Calendar       bool          // text/calendar alternative survives as such
 	UTF8Local      bool          // 8-bit local parts (RFC 6531)
@@ -96,6 +98,35 @@ type Capabilities struct {
 	TrackTogether  bool          // only both together
 	AnyFrom        bool          // takes a mail whose From is missing or names several addresses, as it is (smtp, lmtp, maildir)
 	NeedSubject    bool          // a call without a subject is refused: "(no subject)" stands in
+
+	// Options of one call, not settings of the account; see Options.
+	ClickBodies      bool // click tracking can be limited to one kind of body
+	ClientRef        bool // takes the application's own id of a message
+	Campaign         bool // has campaigns apart from tags
+	ExpiresAt        bool // takes a time after which it gives up
+	SendWindow       bool // send-time optimisation
+	IPPool           bool // these are options of one call, not settings of the account
+	IP               bool
+	Subaccount       bool
+	Stream           bool
+	ConfigSet        bool
+	Tenant           bool
+	ReturnPathDomain bool
+	Sandbox          bool // accepts without delivering
+	UnsubGroup       bool
+	SkipSuppression  bool
+	Transactional    bool
+	ClientKey        bool // takes the application's idempotency key beside or in place of ours
+	AutoText         bool
+	AutoHTML         bool
+	InlineCSS        bool
+	ViewLink         bool
+	Priority         bool
+	DKIMDomain       bool
+	TrackingDomain   bool
+	RequireTLS       bool
+	Analytics        bool
+	OptionHeaders    []string // lower-case headers of the vendor's own dialect, and "header.member" of JSON ones, that are rendered from Options.Raw
 }
 
 // Severity of a Loss.
@@ -131,17 +162,6 @@ const (
 	On
 	Off
 )
-
-// Options are what the mail asked for beside its content, in neutral terms: read from
-// X-Smtpbridge-* and dialect headers, and from the account's settings.
-type Options struct {
-	Tags         []string
-	Metadata     map[string]string
-	TrackOpens   Switch
-	TrackClicks  Switch
-	SendAt       time.Time
-	EnvelopeFrom string // sender to use where the ESP takes one; "" = null sender
-}
 
 // Mail is exactly one API call.
 //
@@ -211,8 +231,10 @@ type Settings struct {
 	TrackOpens   Switch
 	TrackClicks  Switch
 	KeepReceived bool
-	Dialects     []string // header dialects that are understood; nil or "all": all of them. The others are stripped unread.
+	Dialects     []string // header dialects that are understood, those of more right first; nil or "all": all of them. The others are stripped unread.
 	Provider     string   // the account's provider: its own dialect goes before those of other vendors
+	Permissions  []string // classes of options that count, see Permissions; nil: none of them
+	BadOptions   string   // BadOptionsWarn ("" too) or BadOptionsReject
 }
 
 // RefusalError says that this mail can never be expressed for this account. Its text is for the
