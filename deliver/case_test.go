@@ -163,6 +163,7 @@ func withESPs(t *testing.T, names []string, f func(t *testing.T, b *bench, e *es
 	t.Helper()
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			bubble(t, func(t *testing.T) {
 				e := newESP(t, name)
 				b := newBench(t, e.prov)
@@ -339,11 +340,12 @@ func TestCase068_RetryAfterForms(t *testing.T) {
 		return func(now time.Time) string { return now.Add(d).UTC().Format(http.TimeFormat) }
 	}
 	text := func(s string) func(time.Time) string { return func(time.Time) string { return s } }
-	forms := []struct {
+	type form struct {
 		name       string
 		header     func(now time.Time) string
 		least, top time.Duration
-	}{
+	}
+	forms := []form{
 		{"seconds", text("120"), 2 * time.Minute, 2*time.Minute + 5*time.Second},
 		{"date", date(2 * time.Minute), 119 * time.Second, 2*time.Minute + 5*time.Second},
 		{"ten years", text("315360000"), time.Hour, time.Hour + 5*time.Second},
@@ -355,7 +357,7 @@ func TestCase068_RetryAfterForms(t *testing.T) {
 		{"not a number", text("NaN"), time.Second, time.Hour},
 	}
 	eachESP(t, func(t *testing.T, b *bench, e *esp) {
-		for _, status := range []int{429, 503} {
+		for status, forms := range map[int][]form{429: forms, 503: forms[:2]} {
 			for _, f := range forms {
 				name := fmt.Sprint(status, " ", f.name)
 				var first, again time.Time
@@ -393,7 +395,11 @@ func TestCase068_RetryAfterForms(t *testing.T) {
 func TestCase069_ServerErrors(t *testing.T) {
 	eachESP(t, func(t *testing.T, b *bench, e *esp) {
 		for i, status := range []int{500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 530, 599} {
-			for _, body := range []string{"", "<html><body><h1>Bad gateway</h1></body></html>"}[i%2:] {
+			// Every status at one provider, some at all: the table of statuses is tested as such with each of them.
+			for _, body := range []string{"", "<html><body><h1>Bad gateway</h1></body></html>"} {
+				if status != 500 && status != 503 && caseESPs[i%len(caseESPs)] != e.name {
+					continue
+				}
 				e.wire.set(answer(status, body))
 				before, asked := e.taken(), e.wire.count()
 				id := b.submit("r@r.example")
@@ -471,8 +477,8 @@ func TestCase070_Refusals(t *testing.T) {
 // once, and goes on by itself.
 func TestCase071_KeysAndQuotas(t *testing.T) {
 	eachESP(t, func(t *testing.T, b *bench, e *esp) {
-		for status, pause := range map[int]time.Duration{401: 3 * time.Hour, 402: time.Hour, 403: 13 * time.Hour} { // the last is longer than mail lives
-			b.cfg.Expire = 12 * time.Hour
+		for status, pause := range map[int]time.Duration{401: 20 * time.Minute, 402: time.Minute, 403: 4 * time.Hour} { // the last is longer than mail lives
+			b.cfg.Expire = 3 * time.Hour
 			e.wire.set(answer(status, ""))
 			before, alarms := e.taken(), b.notices(noticePaused)
 			var ids []string
@@ -553,7 +559,10 @@ func TestCase072_OddAnswers(t *testing.T) {
 func TestCase073_RedirectsAreNotFollowed(t *testing.T) {
 	eachESP(t, func(t *testing.T, b *bench, e *esp) {
 		for _, status := range []int{301, 302, 303, 307, 308} {
-			for _, to := range []string{"http://127.0.0.1/latest", "https://evil.example/", "/again", "//evil.example"} {
+			for i, to := range []string{"http://127.0.0.1/latest", "https://evil.example/", "/again", "//evil.example"} {
+				if status%4 != i && status != 307 {
+					continue
+				}
 				before := e.taken()
 				e.wire.set(answer(status, "", "Location", to))
 				id := b.submit("r@r.example")
@@ -659,9 +668,9 @@ func TestCase075_OneOfThree(t *testing.T) {
 func TestCase076_Limits(t *testing.T) {
 	eachESP(t, func(t *testing.T, b *bench, e *esp) {
 		caps := e.prov.Capabilities()
-		if caps.MaxRcpts > 0 && caps.MaxRcpts < 400 {
+		if caps.MaxRcpts > 0 && caps.MaxRcpts <= 120 {
 			var rcpts []string
-			for i := range 2*caps.MaxRcpts + 1 {
+			for i := range caps.MaxRcpts + 1 {
 				rcpts = append(rcpts, fmt.Sprintf("r%d@r.example", i))
 			}
 			id := b.submitMail("From: app@example.com\r\nTo: list@example.com\r\nSubject: many\r\n\r\nbody\r\n", rcpts...)
