@@ -3,6 +3,7 @@ package test
 import (
 	"bytes"
 	"cmp"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -87,6 +88,7 @@ var vendors = []vendor{
 			equal(t, "textbody", m["textbody"], "Schöne Grüße\n")
 			equal(t, "htmlbody", m["htmlbody"], "<p>Schöne Grüße <img src=\"cid:logo@example.com\"></p>\n")
 			equal(t, "attachments", attachmentsOf(m["attachments"], "name", "content_type", "cid"), "logo.png image/png <logo@example.com>; Übersicht März.pdf application/pdf ")
+			equal(t, "attachments' content", contentsOf(m["attachments"]), "\x89PNG %PDF")
 		},
 	},
 	{
@@ -160,10 +162,16 @@ var vendors = []vendor{
 			equal(t, "subject", m["subject"], "Grüße aus Köln ✓")
 			equal(t, "text", m["text"], "Schöne Grüße\n")
 			headers, _ := m["headers"].(map[string]any)
-			equal(t, "Reply-To", headers["Reply-To"], "<a@example.com>, <b@example.com>")
+			replyTo, _ := headers["Reply-To"].(string)
+			equal(t, "Reply-To", strings.NewReplacer("<", "", ">", "").Replace(replyTo), "a@example.com, b@example.com")
 			equal(t, "List-Unsubscribe", headers["List-Unsubscribe"], "<https://example.com/u/1>")
 			equal(t, "images", attachmentsOf(m["images"], "type", "name"), "image/png logo@example.com")
 			equal(t, "attachments", attachmentsOf(m["attachments"], "type", "name"), "application/pdf Übersicht März.pdf")
+			equal(t, "images' content", contentsOf(m["images"]), "\x89PNG")
+			equal(t, "attachments' content", contentsOf(m["attachments"]), "%PDF")
+			for _, rewriting := range []string{"merge", "auto_text", "auto_html", "inline_css", "url_strip_qs"} {
+				equal(t, rewriting, m[rewriting], false)
+			}
 		},
 	},
 	{
@@ -181,8 +189,11 @@ var vendors = []vendor{
 			equal(t, "subject", m["subject"], "Grüße aus Köln ✓")
 			equal(t, "text", m["text"], "Schöne Grüße\n")
 			equal(t, "attachments", attachmentsOf(m["attachments"], "filename", "disposition", "id"), "logo.png inline logo@example.com; Übersicht März.pdf attachment ")
-			if _, ok := m["headers"]; ok {
-				t.Error("headers without the plan for them")
+			equal(t, "attachments' content", contentsOf(m["attachments"]), "\x89PNG %PDF")
+			for _, gated := range []string{"headers", "list_unsubscribe"} {
+				if _, ok := m[gated]; ok {
+					t.Errorf("%s without the plan for it", gated)
+				}
 			}
 		},
 	},
@@ -206,13 +217,14 @@ var vendors = []vendor{
 			equal(t, "plain", m["plain"], "Schöne Grüße\n")
 			headers, _ := m["headers"].(map[string]any)
 			equal(t, "List-Unsubscribe", headers["List-Unsubscribe"], "<https://example.com/u/1>")
-			if id, _ := m["reference_id"].(string); len(id) != 24 {
-				t.Errorf("reference_id %q", id)
+			if id, _ := m["reference_id"].(string); len(id) != 24 || strings.Trim(id, "0123456789abcdef") != "" {
+				t.Errorf("reference_id %q is not 24 hex digits", id)
 			}
 			list, _ := m["attachments"].([]any)
 			if len(list) != 2 {
 				t.Fatalf("%d attachments", len(list))
 			}
+			equal(t, "attachments' content", contentsOf(list), "\x89PNG %PDF")
 			image, _ := list[0].(map[string]any)
 			name, _ := image["file_name"].(string)
 			html, _ := m["html"].(string)
@@ -255,6 +267,22 @@ func attachmentsOf(v any, fields ...string) string {
 		out = append(out, strings.Join(parts, " "))
 	}
 	return strings.Join(out, "; ")
+}
+
+// contentsOf gives the first four bytes of each attachment's content.
+func contentsOf(v any) string {
+	list, _ := v.([]any)
+	var out []string
+	for _, e := range list {
+		m, _ := e.(map[string]any)
+		s, _ := m["content"].(string)
+		b, err := base64.StdEncoding.Strict().DecodeString(s)
+		if err != nil {
+			return err.Error()
+		}
+		out = append(out, string(b[:min(4, len(b))]))
+	}
+	return strings.Join(out, " ")
 }
 
 func equal(t *testing.T, what string, got, want any) {
