@@ -974,7 +974,7 @@ func TestSDK(t *testing.T) {
 	node, modules := providertest.SDK(t, "@mailchimp/mailchimp_transactional")
 	tw, url := serve(t, twin.Options{Domains: []string{"example.com"}, Rejects: map[string]string{"spam@example.net": "spam"}, Subaccounts: []string{"customer"}, Now: clock})
 	p := parser(t)
-	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	hook := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err == nil && r.Method != http.MethodHead {
 			_, err = p.ParseWebhook(r, body)
@@ -984,7 +984,8 @@ func TestSDK(t *testing.T) {
 		}
 	}))
 	defer hook.Close()
-	p.opts.WebhookURL = hook.URL + "/webhook/acct"
+	p.opts.WebhookURL = "http://" + hook.Listener.Addr().String() + "/webhook/acct" // before anybody can read it
+	hook.Start()
 	cmd := exec.CommandContext(t.Context(), node, filepath.Join("..", "..", "test", "sdk", "mandrill.test.mjs"), modules, url, providertest.Key, p.opts.WebhookURL)
 	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "ok\n" {
 		t.Fatalf("%v\n%s", err, out)
