@@ -231,12 +231,14 @@ func TestCase055_UnsyncedWrites(t *testing.T) {
 		t.Fatalf("the log has %d bytes, the last mail ends at %d", len(log), mails[8].end)
 	}
 	damage := map[string]func(tail []byte) []byte{
-		"dropped":      func([]byte) []byte { return nil },
-		"half":         func(tail []byte) []byte { return tail[:len(tail)/2] },
-		"all but one":  func(tail []byte) []byte { return tail[:len(tail)-1] },
-		"zeroed":       func(tail []byte) []byte { return make([]byte, len(tail)) },
-		"garbled":      func(tail []byte) []byte { return random(t, len(tail)) },
-		"first zeroed": func(tail []byte) []byte { return append(make([]byte, min(512, len(tail))), tail[min(512, len(tail)):]...) },
+		"dropped":     func([]byte) []byte { return nil },
+		"half":        func(tail []byte) []byte { return tail[:len(tail)/2] },
+		"all but one": func(tail []byte) []byte { return tail[:len(tail)-1] },
+		"zeroed":      func(tail []byte) []byte { return make([]byte, len(tail)) },
+		"garbled":     func(tail []byte) []byte { return random(t, len(tail)) },
+		"first zeroed": func(tail []byte) []byte {
+			return append(make([]byte, min(512, len(tail))), tail[min(512, len(tail)):]...)
+		},
 		"last zeroed": func(tail []byte) []byte {
 			return append(bytes.Clone(tail[:max(0, len(tail)-512)]), make([]byte, min(512, len(tail)))...)
 		},
