@@ -138,6 +138,9 @@ func (p *planner) apart() bool {
 // personal gives the call the merge data of its recipients.
 func (p *planner) personal(m *Mail) error {
 	o := &m.Options
+	if p.apart() {
+		o.ExposeRcpts = Off
+	}
 	if data := o.Merge.Rcpt; len(data) > 0 {
 		o.Merge.Rcpt = nil
 		if p.batch() {
