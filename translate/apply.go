@@ -145,8 +145,24 @@ func (p *planner) from() error {
 
 // utf8 refuses what needs RFC 6531 at an ESP that has not got it.
 func (p *planner) utf8() error {
+	if p.Caps.ASCIIAddrs {
+		if err := p.asciiDomains(); err != nil {
+			return err
+		}
+	}
 	if p.Caps.UTF8Local {
 		return nil
+	}
+	if !p.useRaw {
+		// The mail can do without: a reply goes to From.
+		kept := slices.DeleteFunc(slices.Clone(p.base.ReplyTo), func(a mime.Address) bool {
+			local, _ := envelope.Split(a.Addr)
+			return !envelope.IsASCII(local)
+		})
+		if had := len(p.base.ReplyTo); len(kept) < had {
+			p.lose(Major, "reply-to", plural(had-len(kept), "address")+" with non-ASCII characters before the @", "")
+			p.base.ReplyTo = kept
+		}
 	}
 	if local, _ := envelope.Split(p.base.From.Addr); !envelope.IsASCII(local) {
 		return &RefusalError{Status: "5.6.7", Text: "the From address has non-ASCII characters before the @, which the provider cannot send; use an ASCII address, or set force_from for its route"}
@@ -161,6 +177,41 @@ func (p *planner) utf8() error {
 		return &RefusalError{Status: "5.6.7", Rcpts: bad, Text: fmt.Sprintf("the provider cannot send to addresses with non-ASCII characters before the @ (%q); route them to an account that can", cut(bad[0].Addr, 100))}
 	}
 	return nil
+}
+
+// asciiDomains refuses what has no ASCII form: IDNA 2008 in the reading of UTS 46, as in envelope.FoldDomain.
+func (p *planner) asciiDomains() error {
+	if !envelope.IsASCII(envelope.Domain(p.base.From.Addr)) {
+		return &RefusalError{Status: "5.6.7", Text: fmt.Sprintf("the domain of the From address %q is not valid as an internationalised domain, and the provider takes ASCII alone; correct it", cut(clean(p.base.From.Addr), 100))}
+	}
+	var bad []envelope.Rcpt
+	for _, r := range p.Rcpts {
+		if !envelope.IsASCII(envelope.Domain(r.Addr)) {
+			bad = append(bad, r)
+		}
+	}
+	if bad != nil {
+		return &RefusalError{Status: "5.6.7", Rcpts: bad, Text: fmt.Sprintf("the domain of %q is not valid as an internationalised domain, and the provider takes ASCII alone; correct it", cut(clean(bad[0].Addr), 100))}
+	}
+	return nil
+}
+
+// ASCIIDomain gives an address with its domain as A-labels (RFC 5891), for an API that takes ASCII alone. One that is ASCII
+// already, or has no such form, stays as it is.
+func ASCIIDomain(addr string) string {
+	local, domain := envelope.Split(addr)
+	if envelope.IsASCII(domain) {
+		return addr
+	}
+	return local + "@" + envelope.FoldDomain(domain)
+}
+
+func asciiDomains(list []mime.Address) []mime.Address {
+	out := slices.Clone(list)
+	for i := range out {
+		out[i].Addr = ASCIIDomain(out[i].Addr)
+	}
+	return out
 }
 
 // tracking follows the mail, then the account. What the mail asked for and does not get is a loss; an
@@ -269,6 +320,11 @@ func (p *planner) mail(c call) *Mail {
 	m.ReplyTo = slices.Clone(m.ReplyTo)
 	m.Headers = slices.Clone(m.Headers)
 	m.Attach = slices.Clone(m.Attach)
+	if p.Caps.ASCIIAddrs {
+		m.From.Addr = ASCIIDomain(m.From.Addr)
+		m.To, m.Cc, m.Bcc, m.ReplyTo = asciiDomains(m.To), asciiDomains(m.Cc), asciiDomains(m.Bcc), asciiDomains(m.ReplyTo)
+		m.Options.EnvelopeFrom = ASCIIDomain(m.Options.EnvelopeFrom)
+	}
 	losses := lossList{}
 	losses.add(p.common.list...)
 	losses.add(c.losses...)

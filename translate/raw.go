@@ -12,8 +12,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"golang.org/x/net/idna"
-
 	"smtpbridge/envelope"
 	"smtpbridge/mime"
 )
@@ -430,11 +428,7 @@ func addressField(name string, list []mime.Address, eol string) []byte {
 // final dot that SMTP clients may write but a header may not have.
 func formatAddress(a mime.Address) string {
 	addr := strings.TrimSuffix(clean(a.Addr), ".")
-	if local, domain := envelope.Split(addr); !envelope.IsASCII(domain) {
-		if d, err := idna.Lookup.ToASCII(domain); err == nil {
-			addr = local + "@" + d
-		}
-	}
+	addr = ASCIIDomain(addr)
 	name := clean(a.Name)
 	switch {
 	case name == "":

@@ -91,6 +91,7 @@ type Capabilities struct {
 	AMP            bool
 	Calendar       bool          // text/calendar alternative survives as such
 	UTF8Local      bool          // 8-bit local parts (RFC 6531)
+	ASCIIAddrs     bool          // addresses must be ASCII: internationalised domains go out as A-labels (RFC 5891)
 	MessageID      bool          // our Message-ID survives on the wire
 	IdempotencyTTL time.Duration // how long the ESP remembers an idempotency key; 0 = it has none
 	TrackOpens     bool          // open tracking can be switched per mail
