@@ -441,6 +441,8 @@ func (s *Store) Close() error {
 		}
 		if s.lock != nil {
 			_ = s.lock.Truncate(0)
+			// A child that was forked and has not run exec yet has the descriptor too: closing ours would leave the lock.
+			_ = syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN)
 			err = errors.Join(err, s.lock.Close())
 		}
 	})
