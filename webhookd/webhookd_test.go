@@ -725,7 +725,7 @@ func TestMailTextIsNotKept(t *testing.T) {
 
 func TestCase085_SizeAndTime(t *testing.T) {
 	g := newRig(t, func(g *rig) {
-		g.cfg.BodyTimeout = 150 * time.Millisecond
+		g.cfg.BodyTimeout = 2 * time.Second
 		g.cfg.Accounts[2].Info.Webhook.MaxBody = 5 << 20
 	})
 	big := `["` + strings.Repeat("x", 1<<20) + `"]`
