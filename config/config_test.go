@@ -13,7 +13,7 @@ import (
 var known = []string{"sandbox", "smtpeter", "mailpace"}
 
 // Each file of testdata/bad says in its first lines what the message must match.
-func TestBadConfigs(t *testing.T) {
+func TestCase102_BadConfigs(t *testing.T) {
 	files, err := filepath.Glob("testdata/bad/*.toml")
 	if err != nil || len(files) < 40 {
 		t.Fatalf("found %d files, %v", len(files), err)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
@@ -421,17 +422,25 @@ func (c *Config) webURL(key, s string) {
 }
 
 func (c *Config) keyPair(certKey, keyKey string, cert, key *string) {
+	readable := true
 	for _, f := range []struct {
 		key  string
 		path *string
 	}{{certKey, cert}, {keyKey, key}} {
 		if *f.path == "" {
 			c.problems.add(f.key, "missing: TLS needs a certificate and its key (PEM files)")
+			readable = false
 			continue
 		}
 		*f.path = c.Path(*f.path)
 		if _, err := os.ReadFile(*f.path); err != nil {
 			c.problems.add(f.key, "%v", err)
+			readable = false
+		}
+	}
+	if readable {
+		if _, err := tls.LoadX509KeyPair(*cert, *key); err != nil {
+			c.problems.add(certKey, "%v", err)
 		}
 	}
 }
