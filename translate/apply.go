@@ -82,15 +82,12 @@ func (p *planner) chooseForm(w *wish) {
 	switch {
 	case c.Raw == RawNone:
 		p.useRaw = false
-	case !c.JSON, c.RawFeatures, p.Message.Signed, p.Message.Encrypted:
+	case !c.JSON, !w.any, p.Message.Signed, p.Message.Encrypted:
 		p.useRaw = true
-	case w.any:
-		p.useRaw = w.Template.ID == "" && w.Merge.empty() && !p.asksStructured(w)
+	case w.Template.ID != "", !w.Merge.empty():
+		p.useRaw = false
 	default:
-		p.useRaw = true
-	}
-	if p.useRaw && c.JSON && !p.Message.Signed && !p.Message.Encrypted && w.any && p.replaces(w) {
-		p.useRaw = false // literals are replaced in the structured form
+		p.useRaw = c.RawFeatures || !p.asksStructured(w)
 	}
 }
 

@@ -24,7 +24,7 @@ var placeholders = map[string]func(key string) string{
 
 // merge settles template and merge data. A mail whose placeholders nobody replaces must not be sent, so what cannot
 // be carried is a refusal and no loss: another account of the route may do it.
-func (p *planner) merge(w *wish, can bool) error {
+func (p *planner) merge(w *wish) error {
 	c, o := &p.Caps, &p.base.Options
 	if w.Template.ID == "" && w.Merge.empty() {
 		if w.Template.Language != "" {
@@ -33,7 +33,7 @@ func (p *planner) merge(w *wish, can bool) error {
 		return nil
 	}
 	if w.Template.ID != "" {
-		if !c.Template || p.useRaw && !c.RawFeatures {
+		if !c.Template || !p.rawMerges() {
 			return &RefusalError{Status: "5.6.3", Text: fmt.Sprintf("the mail names the stored template %q, which this account cannot use; send the finished text, or route this mail to an account that has the template", cut(w.Template.ID, 80))}
 		}
 		o.Template = w.Template
@@ -59,7 +59,7 @@ func (p *planner) merge(w *wish, can bool) error {
 	case foreign:
 		local = localSubst(m)
 		m.Global, m.Rcpt = nil, nil
-	case !c.Merge || p.useRaw && !c.RawFeatures || !can:
+	case !c.Merge || !p.rawMerges():
 		return &RefusalError{Status: "5.6.3", Text: "the mail has merge data, which this account cannot fill in; send the finished text, or route this mail to an account that can"}
 	}
 	o.Merge = Merge{Global: m.Global, Rcpt: m.Rcpt, Dialect: m.Dialect, InBody: m.InBody}
@@ -100,6 +100,8 @@ func localSubst(m Merge) Merge {
 // substitutions prepares replacing literals by ourselves.
 func (p *planner) substitutions(m Merge) error {
 	switch {
+	case p.useRaw && p.bodySize() <= maxSubst && !p.mentions(m):
+		return nil
 	case p.useRaw:
 		return &RefusalError{Status: "5.6.3", Text: "the mail has placeholders to be replaced, which is only possible for an account with a structured form, and never in signed or encrypted mail; send the finished text"}
 	case p.bodySize() > maxSubst:
@@ -118,6 +120,38 @@ func (p *planner) substitutions(m Merge) error {
 	}
 	p.subst = &m
 	return nil
+}
+
+// mentions reports whether a placeholder stands in the mail at all: many applications send data that they use nowhere.
+func (p *planner) mentions(m Merge) bool {
+	texts := []string{p.base.Subject}
+	for _, part := range []*mime.Part{p.Message.Text, p.Message.HTML} {
+		if part == nil {
+			continue
+		}
+		text, err := readAll(part)
+		if err != nil {
+			return true
+		}
+		texts = append(texts, text)
+	}
+	in := func(literals map[string]string) bool {
+		for l := range literals {
+			if l != "" && slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(t, l) }) {
+				return true
+			}
+		}
+		return false
+	}
+	if in(m.Subst) {
+		return true
+	}
+	for _, literals := range m.RcptSubst {
+		if in(literals) {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *planner) bodySize() (n int64) {
@@ -214,12 +248,8 @@ func newReplacer(m *Merge, addr string) *strings.Replacer {
 	return strings.NewReplacer(pairs...)
 }
 
-// replaces reports whether literals of this mail are to be replaced here.
-func (p *planner) replaces(w *wish) bool {
-	m := &w.Merge
-	return len(m.Subst)+len(m.RcptSubst) > 0 ||
-		len(m.Global)+len(m.Rcpt) > 0 && w.Template.ID == "" && m.Dialect != "" && m.Dialect != p.Settings.Provider
-}
+// rawMerges reports whether the form chosen takes templates and merge data. Where there is a structured form, it is the one.
+func (p *planner) rawMerges() bool { return !p.useRaw || p.Caps.RawFeatures && !p.Caps.JSON }
 
 // batch reports whether one call gives each of its recipients a copy of his own. With literals to be replaced
 // it cannot: they make another mail of it.

@@ -381,7 +381,7 @@ func (p *planner) special(w *wish, can bool) error {
 		}
 		o.Sandbox = true
 	}
-	return p.merge(w, can)
+	return p.merge(w)
 }
 
 // permits reports whether the settings grant a class.

@@ -71,6 +71,10 @@ func (w world) request() Request {
 		Threading: w.flag(), ListUnsub: w.flag(), EnvelopeFrom: w.flag(), NullSender: w.flag(), Tags: w.IntN(3) - 1,
 	}
 	r.Settings.Split = w.IntN(4) == 0
+	r.Caps.Batch = w.flag()
+	if w.IntN(5) == 0 {
+		m.Header = append(m.Header, mime.Field{Name: "X-MC-PreserveRecipients", Value: "no"})
+	}
 	return r
 }
 
@@ -143,6 +147,13 @@ func checkPlan(r Request, mails []*Mail, losses []Loss) string {
 		}
 		if m.UseRaw != (c.Raw != RawNone) && !(c.JSON && !c.RawFeatures) {
 			return "wrong form"
+		}
+		if m.Options.ExposeRcpts == Off {
+			// Each has a copy of his own: alone in his call, or in to of a call whose provider makes copies.
+			if len(m.To) != len(m.Rcpts) || len(m.Cc)+len(m.Bcc) > 0 || len(m.Rcpts) > 1 && (m.UseRaw || !c.Batch) {
+				return fmt.Sprintf("call %d gives nobody a copy of his own: %v sees %v %v %v", i, m.Rcpts, m.To, m.Cc, m.Bcc)
+			}
+			continue
 		}
 		display := !m.UseRaw && c.HeaderTo
 		if display {

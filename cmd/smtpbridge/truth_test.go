@@ -324,6 +324,9 @@ func walk(v any, at string, blind []string, texts *[]string) {
 			return
 		}
 		for k, e := range v {
+			if k == "to" && v["preserve_recipients"] == false {
+				continue // Mandrill makes a copy for each, which shows nobody else
+			}
 			*texts = append(*texts, k)
 			walk(e, strings.TrimPrefix(at+"."+k, "."), blind, texts)
 		}

@@ -162,7 +162,11 @@ func (p *provider) url(call string) string { return p.base + "/" + call + ".json
 var optionHeaders = []string{
 	"x-mc-preserverecipients", "x-mc-autotext", "x-mc-autohtml", "x-mc-inlinecss", "x-mc-urlstripqs",
 	"x-mc-track", "x-mc-tags", "x-mc-metadata", "x-mc-subaccount", "x-mc-trackingdomain", "x-mc-signingdomain",
+	"x-mc-important", "x-mc-viewcontentlink", "x-mc-googleanalytics", "x-mc-googleanalyticscampaign",
 }
+
+// stripQS is the option that has no neutral concept.
+const stripQS = "x-mc-urlstripqs"
 
 // Capabilities says what the chosen form can express. What both have in common: tags, metadata,
 // schedule and tracking per mail, an answer and events per recipient, no envelope sender (only its domain), Mandrill's own Message-ID.
@@ -185,13 +189,16 @@ func (p *provider) Capabilities() translate.Capabilities {
 		Inline:        true,
 		AttachName:    true,
 		AttachType:    true,
+		// Templates and merge data are what only the structured form does: it is chosen for such a mail in raw form, too.
+		JSON: true, Cc: true, Bcc: true,
+		Template: true, TemplateParts: []string{"block", "language"}, Merge: true, Batch: true,
+		IPPool: true, Subaccount: true, ReturnPathDomain: true, AutoText: true, AutoHTML: true, InlineCSS: true, ViewLink: true,
+		Priority: true, DKIMDomain: true, TrackingDomain: true, Analytics: true, OptionHeaders: []string{stripQS},
 	}
 	if p.set.Form == "raw" {
 		c.Raw, c.RawString, c.RawOptions, c.RawFeatures = translate.RawEnvelope, true, optionHeaders, true
-		c.AMP, c.Calendar = true, true
-		return c
+		c.AMP, c.Calendar, c.ClickBodies = true, true, true
 	}
-	c.JSON, c.Cc, c.Bcc = true, true, true
 	c.MaxSubject = maxSubject
 	c.HeaderOnce = true   // a map: one value for each name
 	c.AttachASCII = true  // QUIRK: names that are not ASCII are garbled, reported in 2022 and still documented by Anymail 15.1

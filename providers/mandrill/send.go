@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/mail"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf16"
@@ -78,11 +79,15 @@ func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, 
 			return httpapi.Request{}, nil, err
 		}
 		w = rawCall{
-			Key: p.opts.APIKey.Reveal(), To: recipients(m.Rcpts), Async: p.set.Async, IPPool: p.set.IPPool, SendAt: o.sendAt,
-			ReturnPathDomain: p.set.ReturnPathDomain, RawMessage: j.Text(raw.Open),
+			Key: p.opts.APIKey.Reveal(), To: recipients(m.Rcpts), Async: p.set.Async, IPPool: o.ipPool, SendAt: o.sendAt,
+			ReturnPathDomain: o.returnPath, RawMessage: j.Text(raw.Open),
 		}
 	} else {
-		w = p.structured(m, o, j)
+		c := p.structured(m, o, j)
+		if c.TemplateName != "" {
+			call = "messages/send-template"
+		}
+		w = c
 	}
 	body, err := j.Body(w)
 	if err != nil {
@@ -98,6 +103,14 @@ type options struct {
 	opens, clicks translate.Switch
 	sendAt        string
 	lost          []translate.Loss
+
+	ipPool, subaccount, returnPath    string // the mail's, else the account's
+	trackingDomain, signingDomain     string
+	autoText, autoHTML, inlineCSS, qs translate.Switch
+	view                              translate.Switch
+	important                         bool
+	domains, campaign                 string // link analytics
+	clicksIn                          translate.BodyKind
 }
 
 func (o *options) lose(field, had, sent string) {
@@ -135,7 +148,65 @@ func (p *provider) options(m *translate.Mail) *options {
 		o.metadata[messageIDKey] = id
 	}
 	p.tracking(m, o)
+	p.special(m, o)
 	return o
+}
+
+// special are the options that few mails have, with the account's settings for the others.
+func (p *provider) special(m *translate.Mail, o *options) {
+	w := &m.Options
+	first := func(a, b string) string {
+		if a != "" {
+			return a
+		}
+		return b
+	}
+	o.ipPool, o.subaccount, o.returnPath = first(w.IPPool, p.set.IPPool), first(w.Subaccount, p.set.Subaccount), first(w.ReturnPathDomain, p.set.ReturnPathDomain)
+	o.trackingDomain, o.signingDomain = first(w.TrackingDomain, p.set.TrackingDomain), first(w.DKIMDomain, p.set.SigningDomain)
+	rewrite := func(s translate.Switch) translate.Switch {
+		if s == translate.Default && p.set.Rewriting == "off" {
+			return translate.Off
+		}
+		return s
+	}
+	qs := translate.Default
+	switch strings.ToLower(w.Raw[name][stripQS]) {
+	case "true", "on", "yes", "y":
+		qs = translate.On
+	case "false", "off", "no", "n":
+		qs = translate.Off
+	}
+	o.autoText, o.autoHTML, o.inlineCSS, o.qs, o.view = rewrite(w.AutoText), rewrite(w.AutoHTML), rewrite(w.InlineCSS), rewrite(qs), w.ViewLink
+	switch o.important = w.Priority == translate.High; w.Priority {
+	case translate.Low, translate.Normal:
+		o.lose("priority", w.Priority.String(), "")
+	}
+	for _, k := range slices.Sorted(maps.Keys(w.Analytics)) {
+		switch k {
+		case "domains":
+			o.domains = w.Analytics[k]
+		case "campaign", "utm_campaign":
+			o.campaign = w.Analytics[k]
+		default:
+			o.lose("link analytics", event.Clean(k, 40), "")
+		}
+	}
+	if m.UseRaw {
+		o.clicksIn = w.ClicksIn
+		return
+	}
+	if w.ClicksIn != translate.AnyBody {
+		o.lose("tracking of clicks", w.ClicksIn.String(), "all")
+	}
+	if p.set.Form == "raw" {
+		// The capabilities are those of the raw form.
+		if m.Msg.AMP != nil {
+			o.lose("amp alternative", "text/x-amp-html", "")
+		}
+		if m.Msg.Calendar != nil {
+			o.lose("calendar alternative", "text/calendar", "as attachment")
+		}
+	}
 }
 
 // tracking settles what cannot be said as it was wished.
@@ -170,10 +241,22 @@ func (p *provider) headers(o *options) []translate.HeaderField {
 		}
 	}
 	add("X-MC-PreserveRecipients", "true")
-	if p.set.Rewriting == "off" {
-		for _, name := range []string{"X-MC-Autotext", "X-MC-AutoHtml", "X-MC-InlineCSS", "X-MC-URLStripQS"} {
-			add(name, "false")
+	for _, x := range []struct {
+		name string
+		s    translate.Switch
+	}{
+		{"X-MC-Autotext", o.autoText},
+		{"X-MC-AutoHtml", o.autoHTML},
+		{"X-MC-InlineCSS", o.inlineCSS},
+		{"X-MC-URLStripQS", o.qs},
+		{"X-MC-ViewContentLink", o.view},
+	} {
+		if x.s != translate.Default {
+			add(x.name, strconv.FormatBool(x.s == translate.On))
 		}
+	}
+	if o.important {
+		add("X-MC-Important", "true")
 	}
 	if o.opens != translate.Default {
 		var on []string
@@ -181,7 +264,7 @@ func (p *provider) headers(o *options) []translate.HeaderField {
 			on = append(on, "opens")
 		}
 		if o.clicks == translate.On {
-			on = append(on, "clicks_all")
+			on = append(on, [...]string{translate.AnyBody: "clicks_all", translate.HTMLBody: "clicks_htmlonly", translate.TextBody: "clicks_textonly"}[o.clicksIn])
 		}
 		if on == nil {
 			// QUIRK: "none" is not on the vendor's page; Symfony's Mandrill transport writes it for both off.
@@ -193,9 +276,11 @@ func (p *provider) headers(o *options) []translate.HeaderField {
 	if len(o.metadata) > 0 {
 		add("X-MC-Metadata", headerJSON(o.metadata))
 	}
-	add("X-MC-Subaccount", p.set.Subaccount)
-	add("X-MC-TrackingDomain", p.set.TrackingDomain)
-	add("X-MC-SigningDomain", p.set.SigningDomain)
+	add("X-MC-Subaccount", o.subaccount)
+	add("X-MC-TrackingDomain", o.trackingDomain)
+	add("X-MC-SigningDomain", o.signingDomain)
+	add("X-MC-GoogleAnalytics", o.domains)
+	add("X-MC-GoogleAnalyticsCampaign", o.campaign)
 	return out
 }
 
@@ -253,9 +338,20 @@ func wireAddr(addr string) string {
 func (p *provider) structured(m *translate.Mail, o *options, j *httpapi.JSON) sendCall {
 	w := message{
 		FromEmail: wireAddr(m.From.Addr), FromName: m.From.Name, Subject: m.Subject, Tags: o.tags, Metadata: o.metadata,
-		PreserveRecipients: true, // else everybody, cc and bcc too, gets a copy that shows him alone in To
+		// Off, everybody, cc and bcc too, gets a copy that shows him alone in To.
+		PreserveRecipients: m.Options.ExposeRcpts != translate.Off,
 		TrackOpens:         toggle(o.opens), TrackClicks: toggle(o.clicks),
-		TrackingDomain: p.set.TrackingDomain, SigningDomain: p.set.SigningDomain, ReturnPathDomain: p.set.ReturnPathDomain, Subaccount: p.set.Subaccount,
+		TrackingDomain: o.trackingDomain, SigningDomain: o.signingDomain, ReturnPathDomain: o.returnPath, Subaccount: o.subaccount,
+		AutoText: toggle(o.autoText), AutoHTML: toggle(o.autoHTML), InlineCSS: toggle(o.inlineCSS), URLStripQS: toggle(o.qs), ViewContentLink: toggle(o.view),
+		GoogleCampaign: o.campaign, MergeLanguage: m.Options.Template.Language,
+	}
+	if o.important {
+		w.Important = toggle(translate.On)
+	}
+	for _, d := range strings.Split(o.domains, ",") {
+		if d = strings.TrimSpace(d); d != "" {
+			w.GoogleDomains = append(w.GoogleDomains, d)
+		}
 	}
 	for _, l := range []struct {
 		kind string
@@ -265,10 +361,8 @@ func (p *provider) structured(m *translate.Mail, o *options, j *httpapi.JSON) se
 			w.To = append(w.To, recipient{Email: wireAddr(a.Addr), Name: a.Name, Type: l.kind})
 		}
 	}
-	if p.set.Rewriting == "off" {
-		off := toggle(translate.Off)
-		w.AutoText, w.AutoHTML, w.InlineCSS, w.URLStripQS, w.Merge = off, off, off, off, off
-	}
+	p.mergeVars(m, o, &w)
+	t := m.Options.Template
 	if m.Msg.Text != nil {
 		w.Text = j.Text(m.Msg.Text.Open)
 	}
@@ -288,7 +382,50 @@ func (p *provider) structured(m *translate.Mail, o *options, j *httpapi.JSON) se
 		}
 		w.Attachments = append(w.Attachments, f)
 	}
-	return sendCall{Key: p.opts.APIKey.Reveal(), Async: p.set.Async, IPPool: p.set.IPPool, SendAt: o.sendAt, Message: w}
+	c := sendCall{Key: p.opts.APIKey.Reveal(), Async: p.set.Async, IPPool: o.ipPool, SendAt: o.sendAt, Message: w}
+	if t.ID != "" {
+		// The template is the mail; its body goes into the block that was named, if one was.
+		c.TemplateName, c.TemplateContent = t.ID, []variable{}
+		if t.Block != "" {
+			content := w.HTML
+			if m.Msg.HTML == nil {
+				content = w.Text
+			}
+			c.TemplateContent = append(c.TemplateContent, variable{t.Block, content})
+		}
+		c.Message.Text, c.Message.HTML = httpapi.Value{}, httpapi.Value{}
+	}
+	return c
+}
+
+// mergeVars gives the merge data. Where there is none, merging is off: *|X|* in a text is a text.
+func (p *provider) mergeVars(m *translate.Mail, o *options, w *message) {
+	data := &m.Options.Merge
+	w.GlobalMergeVars = o.variables(data.Global)
+	for _, r := range m.Rcpts {
+		if vars := o.variables(data.Rcpt[envelope.Fold(r.Addr)]); len(vars) > 0 {
+			w.MergeVars = append(w.MergeVars, rcptVariables{wireAddr(r.Addr), vars})
+		}
+	}
+	switch {
+	case len(w.GlobalMergeVars)+len(w.MergeVars) > 0:
+		w.Merge = toggle(translate.On)
+	case p.set.Rewriting == "off" && m.Options.Template.ID == "":
+		w.Merge = toggle(translate.Off)
+	}
+}
+
+// variables are sorted by name. A name cannot start with an underscore.
+func (o *options) variables(data map[string]any) []variable {
+	var out []variable
+	for _, k := range slices.Sorted(maps.Keys(data)) {
+		if k == "" || k[0] == '_' {
+			o.lose("merge variable", k, "")
+			continue
+		}
+		out = append(out, variable{k, data[k]})
+	}
+	return out
 }
 
 func toggle(s translate.Switch) *bool {
@@ -528,6 +665,14 @@ func (p *provider) classify(op string, m *translate.Mail, resp *httpapi.Response
 		if m != nil && !m.Options.SendAt.IsZero() {
 			// Scheduling needs a paid balance; the bridge can hold the mail by itself.
 			e.Scope, e.Feature = providers.ScopeFeature, "send-at"
+		}
+	case "Unknown_Subaccount":
+		if m != nil && m.Options.Subaccount != "" {
+			e.Kind = providers.Permanent // the mail's own word
+		}
+	case "Unknown_Template":
+		if m != nil && m.Options.Template.ID != "" {
+			e.Kind = providers.Permanent
 		}
 	case "ValidationError":
 		fields := fieldsOf(string(a.Message))

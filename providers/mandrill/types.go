@@ -28,6 +28,9 @@ type sendCall struct {
 	IPPool  string  `json:"ip_pool,omitempty"`
 	SendAt  string  `json:"send_at,omitempty"`
 	Message message `json:"message"`
+	// Of /messages/send-template alone: https://mailchimp.com/developer/transactional/api/messages/send-using-message-template/
+	TemplateName    string     `json:"template_name,omitempty"`
+	TemplateContent []variable `json:"template_content,omitzero"` // required, may be empty
 }
 
 type message struct {
@@ -54,6 +57,24 @@ type message struct {
 	Tags               []string          `json:"tags,omitempty"`
 	Subaccount         string            `json:"subaccount,omitempty"`
 	Metadata           map[string]string `json:"metadata,omitempty"`
+	Important          *bool             `json:"important,omitempty"`
+	ViewContentLink    *bool             `json:"view_content_link,omitempty"`
+	GoogleDomains      []string          `json:"google_analytics_domains,omitempty"`
+	GoogleCampaign     string            `json:"google_analytics_campaign,omitempty"`
+	MergeLanguage      string            `json:"merge_language,omitempty"`
+	GlobalMergeVars    []variable        `json:"global_merge_vars,omitempty"`
+	MergeVars          []rcptVariables   `json:"merge_vars,omitempty"`
+}
+
+// variable is a merge variable, or a block of a template.
+type variable struct {
+	Name    string `json:"name"`
+	Content any    `json:"content"`
+}
+
+type rcptVariables struct {
+	Rcpt string     `json:"rcpt"`
+	Vars []variable `json:"vars"`
 }
 
 type recipient struct {

@@ -40,6 +40,9 @@ type variable struct {
 }
 
 type sendCall struct {
+	TemplateName    *string    `json:"template_name"`
+	TemplateContent []variable `json:"template_content"`
+
 	Key     string `json:"key"`
 	Async   bool   `json:"async"`
 	IPPool  string `json:"ip_pool"`
@@ -90,13 +93,20 @@ type sendCall struct {
 	} `json:"message"`
 }
 
-func (t *Twin) send(body []byte) (any, *refusal) {
+// send is /messages/send and /messages/send-template, which has two fields more and needs both.
+func (t *Twin) send(body []byte, template bool) (any, *refusal) {
 	var q sendCall
 	if err := strict(body, &q); err != nil {
 		return nil, err
 	}
 	g := q.Message
 	switch {
+	case !template && (q.TemplateName != nil || q.TemplateContent != nil):
+		return nil, invalidField("Not a field of this call", "template_name") // what Mandrill does is not documented
+	case template && (q.TemplateName == nil || q.TemplateContent == nil):
+		return nil, invalidField("Please enter a value", "template_name")
+	case template && !slices.Contains(t.o.Templates, *q.TemplateName):
+		return nil, errTemplate
 	case g == nil:
 		return nil, invalidField("Please enter a value", "message")
 	case len(g.To) == 0:
@@ -116,6 +126,28 @@ func (t *Twin) send(body []byte) (any, *refusal) {
 		Rewritten: is(g.AutoText, t.o.Rewrites) || is(g.AutoHTML, t.o.Rewrites) || is(g.InlineCSS, t.o.Rewrites) || is(g.URLStripQS, t.o.Rewrites),
 		Merged:    is(g.Merge, t.o.Rewrites) || len(g.GlobalMergeVars)+len(g.MergeVars) > 0,
 		Metadata:  scalars(g.Metadata), Subaccount: g.Subaccount, ReturnPath: g.ReturnPathDomain, IPPool: q.IPPool, Async: q.Async, Headers: map[string][]string{},
+	}
+	if template {
+		m.Call, m.Template, m.Blocks = "messages/send-template", *q.TemplateName, map[string]string{}
+		for _, b := range q.TemplateContent {
+			m.Blocks[b.Name] = fmt.Sprint(b.Content)
+		}
+	}
+	m.Language, m.Important, m.ViewLink, m.Domains, m.Campaign = g.MergeLanguage, g.Important, is(g.ViewContentLink, false), g.GoogleDomains, g.GoogleCampaign
+	if g.MergeLanguage != "" && g.MergeLanguage != "mailchimp" && g.MergeLanguage != "handlebars" {
+		return nil, invalidField("Please choose mailchimp or handlebars", "message", "merge_language")
+	}
+	var ref *refusal
+	if m.Vars, ref = variables(g.GlobalMergeVars); ref != nil {
+		return nil, ref
+	}
+	for _, r := range g.MergeVars {
+		if m.RcptVars == nil {
+			m.RcptVars = map[string]map[string]any{}
+		}
+		if m.RcptVars[r.Rcpt], ref = variables(r.Vars); ref != nil {
+			return nil, ref
+		}
 	}
 	// A list in place of the map is ignored in silence.
 	var headers map[string]string
@@ -156,6 +188,21 @@ func (t *Twin) send(body []byte) (any, *refusal) {
 		}
 	}
 	return t.take(m, shown, q.SendAt)
+}
+
+// variables: names have no leading underscore.
+func variables(list []variable) (map[string]any, *refusal) {
+	var out map[string]any
+	for _, v := range list {
+		if v.Name == "" || v.Name[0] == '_' {
+			return nil, invalidField("Names of merge variables do not start with an underscore", "message", "global_merge_vars")
+		}
+		if out == nil {
+			out = map[string]any{}
+		}
+		out[v.Name] = v.Content
+	}
+	return out, nil
 }
 
 type rawCall struct {
@@ -249,11 +296,15 @@ func (t *Twin) readOptions(m *Mail, h mail.Header, doc []byte) ([]byte, *refusal
 			}
 			if option == "preserverecipients" {
 				m.Preserve = on
+			} else if option == "important" {
+				m.Important = on
+			} else if option == "viewcontentlink" {
+				m.ViewLink = on
 			} else if _, ok := rewrites[option]; ok {
 				rewrites[option] = on
 			}
 		case "track":
-			m.Opens, m.Clicks = false, false
+			m.Opens, m.Clicks, m.Links = false, false, value
 			for _, v := range strings.Split(value, ",") {
 				switch strings.TrimSpace(v) {
 				case "opens":
@@ -285,7 +336,13 @@ func (t *Twin) readOptions(m *Mail, h mail.Header, doc []byte) ([]byte, *refusal
 			m.IPPool = value
 		case "returnpathdomain":
 			m.ReturnPath = value
-		case "trackingdomain", "signingdomain", "googleanalytics", "googleanalyticscampaign", "template", "mergevars", "mergelanguage", "bccaddress", "sendat":
+		case "googleanalytics":
+			for _, d := range strings.Split(value, ",") {
+				m.Domains = append(m.Domains, strings.TrimSpace(d))
+			}
+		case "googleanalyticscampaign":
+			m.Campaign = value
+		case "trackingdomain", "signingdomain", "template", "mergevars", "mergelanguage", "bccaddress", "sendat":
 		default:
 			return nil, invalid("Validation error: " + name + " is not known")
 		}

@@ -24,6 +24,7 @@ type Options struct {
 	Domains     []string          // verified sending domains; nil: any
 	Rejects     map[string]string // deny list: address -> reason (hard-bounce, spam, unsub, custom ...)
 	Subaccounts []string          // those that exist
+	Templates   []string          // those that exist
 	Unpaid      bool              // no balance: scheduling is refused
 	QueuedFor   string            // queued_reason of every accepted mail, "" = none
 	// The account's defaults, which a call can overrule.
@@ -58,6 +59,16 @@ type Mail struct {
 	Tags        []string
 	Metadata    map[string]string
 	SendAt      time.Time
+	Template    string            // of messages/send-template
+	Blocks      map[string]string // its content
+	Language    string            // merge_language
+	Vars        map[string]any    // global_merge_vars
+	RcptVars    map[string]map[string]any
+	Important   bool
+	ViewLink    bool
+	Domains     []string // of link analytics
+	Campaign    string
+	Links       string // the value of X-MC-Track, as sent
 	Subaccount  string
 	IPPool      string
 	ReturnPath  string // its domain
@@ -198,6 +209,7 @@ var (
 	errKey        = &refusal{401, 401, "Invalid_Key", "Invalid API key"}
 	errNoKey      = invalid("You must specify a key value")
 	errPayment    = &refusal{402, 10, "PaymentRequired", "Email scheduling is only available for accounts with a positive balance."}
+	errTemplate   = &refusal{404, 5, "Unknown_Template", "No such template"} // wording not documented
 	errSubaccount = &refusal{404, 12, "Unknown_Subaccount", "No subaccount exists with the given id"}
 	errMessage    = &refusal{404, 11, "Unknown_Message", "No message exists with the given id"}
 	errMethod     = &refusal{404, -1, "GeneralError", "No such method"} // wording not documented
@@ -298,7 +310,9 @@ func (t *Twin) serve(r *http.Request, body []byte) (any, *refusal) {
 	case "users/info":
 		return map[string]any{"username": "twin", "reputation": 90, "hourly_quota": 100, "backlog": 0, "stats": map[string]any{}}, nil
 	case "messages/send":
-		return t.send(body)
+		return t.send(body, false)
+	case "messages/send-template":
+		return t.send(body, true)
 	case "messages/send-raw":
 		return t.sendRaw(body)
 	case "messages/info":
