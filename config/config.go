@@ -74,7 +74,8 @@ type Listener struct {
 	WriteTimeout        Duration `toml:"write_timeout"`
 	BareNewlines        string   `toml:"bare_newlines"` // normalize | reject
 	Dialects            []string `toml:"dialects"`
-	SocketMode          string   `toml:"socket_mode"` // of a unix socket, octal
+	SocketMode          string   `toml:"socket_mode"`           // of a unix socket, octal
+	MaxMessagesPerHour  int      `toml:"max_messages_per_hour"` // 0 = no limit
 }
 
 // User is one [[user]].
@@ -85,6 +86,8 @@ type User struct {
 	PasswordFile string   `toml:"password_file"`
 	PasswordEnv  string   `toml:"password_env"`
 	Senders      []string `toml:"senders"`
+
+	MaxMessagesPerHour int `toml:"max_messages_per_hour"` // 0 = no limit
 
 	Secret secret.String `toml:"-"`
 }

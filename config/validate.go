@@ -87,6 +87,8 @@ func (c *Config) validateListeners() {
 		if l.TLS == "starttls" || l.TLS == "implicit" {
 			c.keyPair(key("cert_file"), key("key_file"), &l.CertFile, &l.KeyFile)
 		}
+		c.validateWait(i, l)
+		c.validateLMTP(i, l)
 		explicitAllow := l.Allow != nil
 		if l.Allow == nil {
 			l.Allow = []string{"127.0.0.0/8", "::1"}
@@ -118,6 +120,7 @@ func (c *Config) validateListeners() {
 			{"max_connections", int64(l.MaxConnections)},
 			{"max_connections_per_ip", int64(l.MaxConnectionsPerIP)},
 			{"max_line", int64(l.MaxLine)},
+			{"max_messages_per_hour", int64(l.MaxMessagesPerHour)},
 		} {
 			if n.v < 0 {
 				p.add(key(n.k), "must not be negative")
@@ -169,6 +172,9 @@ func (c *Config) validateUsers() {
 			p.add(key("senders"), "missing: which domains or addresses may %q send from? \"*\" for all", u.Name)
 		}
 		c.patterns(key("senders"), u.Senders)
+		if u.MaxMessagesPerHour < 0 {
+			p.add(key("max_messages_per_hour"), "must not be negative")
+		}
 	}
 }
 
@@ -374,13 +380,28 @@ func (c *Config) unbuilt() {
 	for i := range c.Inbound {
 		p.add(fmt.Sprintf("inbound[%d]", i), later)
 	}
-	for i, l := range c.Listeners {
-		if l.Accept == "wait" {
-			p.add(fmt.Sprintf("listener[%d].accept", i), "\"wait\" "+later)
-		}
-		if l.Protocol == "lmtp" {
-			p.add(fmt.Sprintf("listener[%d].protocol", i), "\"lmtp\" "+later)
-		}
+}
+
+// maxWait leaves a client that waits for its reply to the end of the message the 10 minutes of
+// RFC 5321 4.5.3.2.6.
+const maxWait = 9 * minute
+
+func (c *Config) validateWait(i int, l *Listener) {
+	if l.Accept != "wait" {
+		return
+	}
+	if d := l.WaitTimeout.D(); d < second || d > maxWait {
+		c.problems.add(fmt.Sprintf("listener[%d].wait_timeout", i), "must be between 1s and 9m: clients give up after 10 minutes (RFC 5321 4.5.3.2.6)")
+	}
+	if c.DSN.Account == "" {
+		c.problems.warn(fmt.Sprintf("listener[%d].accept", i), "is \"wait\" without [dsn] account: what fails after the reply, or for some of several recipients, is told by events only, not by mail")
+	}
+}
+
+// validateLMTP: RFC 2033 5 keeps LMTP off the SMTP port, where it would be taken for SMTP.
+func (c *Config) validateLMTP(i int, l *Listener) {
+	if _, port, err := net.SplitHostPort(l.Address); l.Protocol == "lmtp" && err == nil && !strings.HasPrefix(l.Address, "unix:") && (port == "25" || port == "smtp") {
+		c.problems.add(fmt.Sprintf("listener[%d].address", i), "LMTP must not use port 25 (RFC 2033 5): take another port or a unix socket")
 	}
 }
 

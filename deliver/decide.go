@@ -47,6 +47,13 @@ func (t *tally) due(at time.Time) {
 	}
 }
 
+// untried takes the recipients of a call back that says nothing about them: they are in a new one at once.
+func (t *tally) untried(it *item) {
+	for _, n := range it.left {
+		delete(t.tried, n)
+	}
+}
+
 // decide turns what the calls came to into one settlement.
 func (w *work) decide() {
 	t := &tally{unknown: map[int]bool{}, tried: map[int]bool{}}
@@ -57,11 +64,11 @@ func (w *work) decide() {
 		w.st.Hold = w.held
 	}
 	left := w.left()
-	w.count(t, left)
 	if len(left) == 0 {
 		w.st.Hold = ""
 		return
 	}
+	defer func() { w.count(t, left) }()
 	w.st.LastError = event.Clean(t.last, event.MaxText)
 	w.st.Counted = t.counted && !w.again
 	switch {
@@ -237,6 +244,7 @@ func (w *work) decideError(t *tally, it *item) {
 		if e.Scope == providers.ScopeFeature && canDrop(e.Feature) {
 			w.void(it, "planned anew without "+e.Feature)
 			w.again = true
+			t.untried(it)
 			return
 		}
 		t.operator = true
@@ -304,6 +312,7 @@ func (w *work) decidePermanent(t *tally, it *item) {
 		w.st.Split = true
 		w.void(it, "")
 		w.again = true
+		t.untried(it)
 	case w.p.c.SoftBounce:
 		at := w.retryAt()
 		t.counted = true
@@ -486,13 +495,15 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// count adds what is not final to the result of the first attempt.
+// count adds what is not final to the result of the first attempt. Whose mail goes to another account, or is planned
+// anew, at once, is still being tried.
 func (w *work) count(t *tally, left []int) {
 	for _, n := range left {
 		switch {
+		case w.done[n]: // expired just now
 		case t.unknown[n]:
 			w.first.Unknown++
-		case t.tried[n]:
+		case t.tried[n] && w.st.Account == "":
 			w.first.Waiting++
 		}
 	}

@@ -99,6 +99,7 @@ type Refusal struct {
 	Code     int
 	Enhanced [3]int
 	Text     string
+	Each     []RcptRefusal // where it stands for several: the one of each recipient
 }
 
 func (r *Refusal) Error() string {
@@ -122,6 +123,11 @@ func (r *Refusal) soft() *Refusal {
 		s.Code = 451
 	}
 	s.Enhanced[0] = 4
+	s.Each = nil
+	for _, e := range r.Each {
+		e.Refusal = e.Refusal.soft()
+		s.Each = append(s.Each, e)
+	}
 	return &s
 }
 
@@ -524,7 +530,9 @@ func firstRefusal(rs []RcptRefusal) error {
 	if len(rs) == 0 {
 		return refuse(554, 5, 5, 1, "the mail has no recipients")
 	}
-	return rs[0].Refusal
+	r := *rs[0].Refusal
+	r.Each = rs
+	return &r
 }
 
 func (p *Planner) refusedEvent(plan *Plan, r RcptRefusal) event.Event {

@@ -82,9 +82,10 @@ type gate struct {
 	rcptsBad  int
 	inBDAT    bool // the session is in a message of chunks
 	bdatLast  bool
-	again     bool   // cur ended such a message and is still to be run
-	swallow   bool   // go-smtp's replies to a message that was abandoned
-	path      string // address of the running MAIL or RCPT, as spelt and qualified
+	again     bool     // cur ended such a message and is still to be run
+	swallow   bool     // go-smtp's replies to a message that was abandoned
+	path      string   // address of the running MAIL or RCPT, as spelt and qualified
+	lmtp      []string // replies to a message where recipients fare differently; they replace go-smtp's
 	saslBad   bool
 	user      string // logged in as
 	authFails int
@@ -448,7 +449,7 @@ func (g *gate) nextSASL() {
 // nextCommand reads commands until one is for go-smtp, or the session is over.
 func (g *gate) nextCommand() {
 	g.setBusy(false)
-	g.swallow = false
+	g.swallow, g.lmtp = false, nil
 	if g.again {
 		g.again = false
 		g.dispatch()
@@ -896,6 +897,9 @@ func (g *gate) written(p []byte) {
 }
 
 func (g *gate) replied(line string) {
+	if len(g.lmtp) > 0 {
+		line, g.lmtp = g.lmtp[0], g.lmtp[1:]
+	}
 	code, rest := line[:3], line[4:]
 	switch verb := g.cur.verb; {
 	case g.swallow:

@@ -123,6 +123,13 @@ func (r *Refusal) smtpError() *gosmtp.SMTPError {
 	return &gosmtp.SMTPError{Code: code, EnhancedCode: gosmtp.EnhancedCode(enh), Message: text}
 }
 
+// lmtpLine is the reply for one recipient, without its line end: it names the address, as go-smtp
+// does, within the 512 octets of RFC 5321 4.5.3.1.5.
+func lmtpLine(path string, e *gosmtp.SMTPError) string {
+	s := fmt.Sprintf("%d %d.%d.%d <%s> ", e.Code, e.EnhancedCode[0], e.EnhancedCode[1], e.EnhancedCode[2], path)
+	return s + e.Message[:max(0, min(len(e.Message), 510-len(s)))]
+}
+
 // libLogger takes go-smtp's own messages.
 type libLogger struct{ log *slog.Logger }
 

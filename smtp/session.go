@@ -30,6 +30,13 @@ type session struct {
 	given int               // RCPT commands taken
 	first string            // what the first one said, for Received
 	seen  map[string]bool   // recipients by envelope.Fold
+	lmtp  []lmtpRcpt        // one for each RCPT command taken, over LMTP only
+}
+
+// lmtpRcpt is what one RCPT command of LMTP named; it gets one reply.
+type lmtpRcpt struct {
+	path  string   // as spelt and qualified
+	addrs []string // in the envelope: more than one, or none of its own spelling, by an alias
 }
 
 var (
@@ -59,7 +66,7 @@ func (s *session) guard(f func() error) (err error) {
 }
 
 // reject logs and counts a refusal and returns what go-smtp shall answer.
-func (s *session) reject(r *Refusal, attrs ...slog.Attr) error {
+func (s *session) reject(r *Refusal, attrs ...slog.Attr) *gosmtp.SMTPError {
 	reason := r.Reason
 	if reason == "" {
 		reason = reasonRefused
@@ -80,7 +87,7 @@ func (s *session) reject(r *Refusal, attrs ...slog.Attr) error {
 
 // Reset forgets the running mail.
 func (s *session) Reset() {
-	s.env, s.given, s.first, s.seen = envelope.Envelope{}, 0, "", map[string]bool{}
+	s.env, s.given, s.first, s.seen, s.lmtp = envelope.Envelope{}, 0, "", map[string]bool{}, nil
 }
 
 // Logout is the end of the session.
@@ -167,6 +174,9 @@ func (s *session) Rcpt(_ string, o *gosmtp.RcptOptions) error {
 		s.env.Rcpts = append(s.env.Rcpts, fresh...)
 		if s.given++; s.given == 1 {
 			s.first = to
+		}
+		if g.l.LMTP {
+			s.lmtp = append(s.lmtp, lmtpRcpt{path: to, addrs: addrs})
 		}
 		return nil
 	})
@@ -305,7 +315,7 @@ func (s *session) loginFailed(start time.Time, name, reason string) error {
 
 // Data takes the message from the gate; r, go-smtp's view of it, is not used.
 func (s *session) Data(io.Reader) error {
-	in := &incoming{s: s, env: s.env, given: s.given, first: s.first}
+	in := &incoming{s: s, env: s.env, given: s.given, first: s.first, lmtp: s.lmtp}
 	in.env.ID = envelope.NewID(s.g.gen.cfg.Now())
 	err := s.guard(func() error {
 		defer in.drop()
@@ -326,6 +336,7 @@ type incoming struct {
 	env   envelope.Envelope
 	given int
 	first string
+	lmtp  []lmtpRcpt
 
 	dec    decoder
 	head   header
@@ -334,8 +345,9 @@ type incoming struct {
 	size   int64 // of the message, without what we add
 	stored int64
 
-	refusal *Refusal // why it will be refused; the rest is read and thrown away
-	cause   error    // of an own fault, for the log
+	refusal *Refusal            // why it will be refused; the rest is read and thrown away
+	each    map[string]*Refusal // of single recipients, by envelope.Fold; LMTP
+	cause   error               // of an own fault, for the log
 }
 
 // message reads up to the end mark.
@@ -541,23 +553,82 @@ func (in *incoming) commit() {
 	if err := tx.Commit(context.WithValue(g.srv.ctx, clientGoneKey{}, gone), in.env); err != nil {
 		in.broken(err)
 	}
+	if rr, ok := tx.(RcptRefuser); ok && g.l.LMTP {
+		in.each = map[string]*Refusal{}
+		for addr, r := range rr.RcptRefusals() {
+			in.each[envelope.Fold(addr)] = r
+		}
+	}
 }
 
 // result is the reply, said once.
 func (in *incoming) result() error {
-	g, cfg := in.s.g, in.s.g.gen.cfg
-	from := cfg.addrAttr("from", in.env.From)
-	if in.refusal != nil {
-		if in.cause != nil {
-			g.log.Error(logIntake, "id", in.env.ID, "err", clip(in.cause.Error()))
-		}
-		return in.s.reject(in.refusal, slog.String("id", in.env.ID), from)
+	if in.cause != nil {
+		in.s.g.log.Error(logIntake, "id", in.env.ID, "err", clip(in.cause.Error()))
 	}
+	switch {
+	case len(in.each) > 0:
+		return in.results()
+	case in.refusal != nil:
+		return in.s.reject(in.refusal, slog.String("id", in.env.ID), in.s.g.gen.cfg.addrAttr("from", in.env.From))
+	}
+	return in.accepted()
+}
+
+// results is result for LMTP, where recipients fare differently: one reply for each RCPT command
+// that was taken, in their order (RFC 2033 4.2). The gate says them.
+func (in *incoming) results() error {
+	g, cfg := in.s.g, in.s.g.gen.cfg
+	taken := false
+	var replies []*gosmtp.SMTPError
+	for _, rc := range in.lmtp {
+		r := in.refusalOf(rc)
+		if r == nil {
+			taken = true
+			replies = append(replies, in.queued())
+			continue
+		}
+		replies = append(replies, in.s.reject(r, slog.String("id", in.env.ID), cfg.addrAttr("to", rc.path)))
+	}
+	for i, rc := range in.lmtp {
+		g.lmtp = append(g.lmtp, lmtpLine(rc.path, replies[i]))
+	}
+	if taken {
+		return in.accepted()
+	}
+	return replies[0]
+}
+
+// refusalOf is nil for a RCPT command that is answered with success. One whose alias named several
+// addresses is refused only if all of them are.
+func (in *incoming) refusalOf(rc lmtpRcpt) *Refusal {
+	var first *Refusal
+	for _, a := range rc.addrs {
+		r := in.each[envelope.Fold(a)]
+		if r == nil {
+			r = in.refusal
+		}
+		if r == nil {
+			return nil
+		}
+		if first == nil {
+			first = r
+		}
+	}
+	return first
+}
+
+func (in *incoming) accepted() error {
+	g, cfg := in.s.g, in.s.g.gen.cfg
 	g.junk = 0
-	g.log.Info(logAccepted, "id", in.env.ID, from, "rcpts", len(in.env.Rcpts), "size", in.stored, cfg.userAttr(in.env.AuthUser), "tls", g.secure)
+	g.log.Info(logAccepted, "id", in.env.ID, cfg.addrAttr("from", in.env.From), "rcpts", len(in.env.Rcpts), "size", in.stored, cfg.userAttr(in.env.AuthUser), "tls", g.secure)
 	if f := cfg.Metrics.Accepted; f != nil {
 		f(g.l.Name, in.stored)
 	}
+	return in.queued()
+}
+
+func (in *incoming) queued() *gosmtp.SMTPError {
 	return &gosmtp.SMTPError{Code: 250, EnhancedCode: gosmtp.EnhancedCode{2, 0, 0}, Message: "Ok: queued as " + in.env.ID}
 }
 

@@ -441,6 +441,127 @@ func TestLMTP(t *testing.T) {
 	}
 }
 
+// RFC 2033 4.2: a reply for each RCPT that was taken, in their order.
+func TestLMTPRepliesPerRecipient(t *testing.T) {
+	no := func(text string) *Refusal { return &Refusal{Code: 550, Enhanced: [3]int{5, 1, 1}, Text: text} }
+	long := strings.Repeat("l", 60) + "@" + strings.Repeat(strings.Repeat("d", 60)+".", 3) + "example"
+	for _, tt := range []struct {
+		name   string
+		rcpts  []string
+		each   map[string]*Refusal
+		commit error
+		want   []string
+		kept   int
+	}{
+		{
+			"one of three",
+			[]string{"a@example.net", "b@example.net", "c@example.net"},
+			map[string]*Refusal{"b@example.net": no("no b")},
+			nil,
+			[]string{"250 2.0.0 <a@example.net> Ok: queued as ", "550 5.1.1 <b@example.net> no b", "250 2.0.0 <c@example.net> Ok: queued as "},
+			1,
+		},
+		{
+			"given twice, and spelt differently",
+			[]string{"b@example.net", "a@example.net", "b@EXAMPLE.net"},
+			map[string]*Refusal{"b@example.net": no("no b")},
+			nil,
+			[]string{"550 5.1.1 <b@example.net> no b", "250 ", "550 5.1.1 <b@EXAMPLE.net> no b"},
+			1,
+		},
+		{
+			"all, with reasons of their own",
+			[]string{"a@example.net", "b@example.net"},
+			map[string]*Refusal{"a@example.net": no("no a"), "b@example.net": no("no b")},
+			no("no a"),
+			[]string{"550 5.1.1 <a@example.net> no a", "550 5.1.1 <b@example.net> no b"},
+			0,
+		},
+		{
+			"all, after they were taken",
+			[]string{"a@example.net", "b@example.net"},
+			map[string]*Refusal{"a@example.net": no("no a"), "b@example.net": no("no b")},
+			nil,
+			[]string{"550 5.1.1 <a@example.net> no a", "550 5.1.1 <b@example.net> no b"},
+			1,
+		},
+		{
+			"a fault of ours for the others",
+			[]string{"a@example.net", "b@example.net"},
+			map[string]*Refusal{"a@example.net": no("no a")},
+			errors.New("disk on fire"),
+			[]string{"550 5.1.1 <a@example.net> no a", "451 4.3.0 <b@example.net> Cannot take the mail"},
+			0,
+		},
+		{
+			"an alias, one of its addresses refused",
+			[]string{"team@example.com", "a@example.net"},
+			map[string]*Refusal{"b@example.net": no("no b")},
+			nil,
+			[]string{"250 2.0.0 <team@example.com> Ok", "250 2.0.0 <a@example.net> Ok"},
+			1,
+		},
+		{
+			"an alias, all of them refused",
+			[]string{"team@example.com", "a@example.net"},
+			map[string]*Refusal{"b@example.net": no("no b"), "c@example.net": no("no c")},
+			nil,
+			[]string{"550 5.1.1 <team@example.com> no b", "250 2.0.0 <a@example.net> Ok"},
+			1,
+		},
+		{
+			"quoted and long",
+			[]string{`"a b"@example.net`, long},
+			map[string]*Refusal{`"a b"@example.net`: no("no"), long: no(strings.Repeat("x", 600))},
+			nil,
+			[]string{`550 5.1.1 <"a b"@example.net> no`, "550 5.1.1 <" + long + "> xxx"},
+			1,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := start(t, func(_ *Config, l *Listener) {
+				l.LMTP, l.AppendDomain = true, "example.com"
+				l.Aliases = map[string][]string{"team": {"b@example.net", "c@example.net"}}
+			})
+			f.intake.each = tt.each
+			f.intake.commit = func(context.Context, envelope.Envelope) error { return tt.commit }
+			c := f.dial()
+			c.want("220")
+			c.cmd("LHLO x", "250")
+			for range 2 { // the second mail of the session fares alike
+				for _, how := range []string{"DATA", "BDAT"} {
+					c.envelope(tt.rcpts...)
+					if how == "DATA" {
+						c.cmd("DATA", "354")
+						c.send(plainMail + "\r\n.\r\n")
+					} else {
+						c.send(fmt.Sprintf("BDAT %d LAST\r\n%s", len(plainMail), plainMail))
+					}
+					for _, w := range tt.want {
+						if got := c.want(w); len(got) > 512 {
+							t.Errorf("a reply of %d bytes", len(got))
+						}
+					}
+				}
+			}
+			c.cmd("NOOP", "250 2.0.0")
+			if got := len(f.intake.got()); got != 4*tt.kept {
+				t.Errorf("%d mails, want %d", got, 4*tt.kept)
+			}
+		})
+	}
+}
+
+// Over SMTP there is one reply.
+func TestRcptRefusalsAreForLMTP(t *testing.T) {
+	f := start(t, nil)
+	f.intake.each = map[string]*Refusal{"b@example.net": {Code: 550, Text: "no"}}
+	c := f.hello()
+	c.envelope("a@example.net", "b@example.net")
+	c.data(plainMail, "250 2.0.0 Ok: queued as ")
+	c.cmd("NOOP", "250")
+}
+
 func TestImplicitTLS(t *testing.T) {
 	f := start(t, func(_ *Config, l *Listener) {
 		l.TLS, l.TLSConfig, l.MinTLS = TLSImplicit, serverTLS(t), tls.VersionTLS13

@@ -54,6 +54,17 @@ type Transaction interface {
 	Abort()
 }
 
+// RcptRefuser is a Transaction that can refuse some recipients of a mail and take the others.
+// It is asked after Commit, and only over LMTP, where each recipient gets a reply of its own
+// (RFC 2033 4.2). Over SMTP, where there is one reply for all, the Intake itself must see to it
+// that the sender hears of such recipients.
+type RcptRefuser interface {
+	Transaction
+	// RcptRefusals gives refusals by recipient, spelt as in the envelope. A recipient without
+	// one is taken, or gets the *Refusal that Commit returned.
+	RcptRefusals() map[string]*Refusal
+}
+
 // Refusal is an error with the reply the client shall get. Text is cut and escaped on its way out.
 type Refusal struct {
 	Code     int    // 400-599
@@ -128,7 +139,7 @@ type Listener struct {
 	AppendDomain string              // qualifies bare addresses; "": they need an alias
 	Aliases      map[string][]string // by local part (for bare addresses, ours and AppendDomain's) or by whole address
 	DSN          bool                // offer DSN (RFC 3461)
-	LMTP         bool                // speak LMTP (RFC 2033); every recipient gets the transaction's one verdict
+	LMTP         bool                // speak LMTP (RFC 2033); see RcptRefuser
 	SocketMode   os.FileMode         // of a unix socket, 0: by umask
 }
 

@@ -33,6 +33,7 @@ type fakeIntake struct {
 	begin  func() error
 	write  func([]byte) error
 	commit func(ctx context.Context, e envelope.Envelope) error
+	each   map[string]*Refusal
 }
 
 type mail struct {
@@ -81,6 +82,8 @@ func (t *fakeTx) Commit(ctx context.Context, e envelope.Envelope) error {
 }
 
 func (t *fakeTx) Abort() { t.end() }
+
+func (t *fakeTx) RcptRefusals() map[string]*Refusal { return t.in.each }
 
 func (t *fakeTx) end() {
 	t.in.mu.Lock()

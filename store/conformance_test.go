@@ -242,6 +242,7 @@ func runSuite(t *testing.T, e engine) {
 		{"accounts and cursors", testAccountsAndCursors},
 		{"suppressions", testSuppressions},
 		{"erase", testErase},
+		{"unanswered", testUnanswered},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, e) })

@@ -584,6 +584,9 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 		if deleted && !r.State.Final() {
 			r.State = RcptDeleted
 		}
+		if m.gone() {
+			dropGone(&r)
+		}
 		if r.State.Final() {
 			finals[n] = true
 		}

@@ -94,13 +94,23 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
 	}
-	b.intake = &intake{store: b.store}
+	b.intake = &intake{store: b.store, log: b.log, disk: newDisk(cfg.DataDir)}
 	b.intake.now.Store(b.parts)
 	b.metrics = admin.NewMetrics(buildVersion(), b.store)
 	b.alarms = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Disk: b.diskLow}
 	b.runner = deliver.NewRunner(deliver.RunnerConfig{
 		Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses, Observe: b.observe,
 	})
+	b.intake.runner = b.runner
+	// Clients that waited for an answer when the last process ended will send again. Where several
+	// bridges share the store, some of them are still there: their time tells.
+	var overdue time.Time
+	if cfg.Store.URL != "" {
+		overdue = time.Now()
+	}
+	if _, err = b.store.AbandonOverdue(ctx, overdue); err != nil {
+		return nil, err
+	}
 
 	sc, err := b.smtpConfig(cfg, o.Activated)
 	if err != nil {
@@ -285,6 +295,9 @@ func (b *Bridge) housekeeping(ctx context.Context) error {
 				b.log.Error("release withheld events", "err", err)
 			}
 		case <-purge.C:
+			if _, err := b.store.AbandonOverdue(ctx, time.Now()); err != nil && ctx.Err() == nil {
+				b.log.Error("drop mails whose clients left", "err", err)
+			}
 			for ctx.Err() == nil {
 				n, err := b.store.Purge(ctx, b.retention())
 				if err != nil && ctx.Err() == nil {
@@ -305,7 +318,8 @@ func (b *Bridge) retention() store.Retention {
 
 func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Listener) (smtp.Config, error) {
 	c := smtp.Config{
-		Hostname: cfg.Hostname, Intake: b.intake, Log: b.log, HideAddresses: !cfg.Log.Addresses, Activated: activated, CheckSender: b.intake.room,
+		Hostname: cfg.Hostname, Intake: b.intake, Log: b.log, HideAddresses: !cfg.Log.Addresses, Activated: activated,
+		CheckSender: b.intake.checkSender, CheckRcpt: b.intake.checkRcpt,
 		Metrics: smtp.Metrics{Accepted: b.metrics.Accepted, Refused: b.metrics.Refused, Sessions: b.metrics.Sessions, AuthFail: b.metrics.AuthFail},
 	}
 	for i, l := range cfg.Listeners {
@@ -314,7 +328,7 @@ func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Liste
 			MaxMessageSize: int64(l.MaxMessageSize), MaxRecipients: l.MaxRecipients, MaxConnections: l.MaxConnections,
 			MaxConnectionsPerIP: l.MaxConnectionsPerIP, MaxLine: int64(l.MaxLine), IdleTimeout: l.IdleTimeout.D(),
 			DataTimeout: l.DataTimeout.D(), DataTotal: l.DataTotal.D(), WriteTimeout: l.WriteTimeout.D(),
-			BareNewlines: l.BareNewlines, AppendDomain: l.AppendDomain, Aliases: cfg.Aliases,
+			BareNewlines: l.BareNewlines, AppendDomain: l.AppendDomain, Aliases: cfg.Aliases, LMTP: l.Protocol == "lmtp",
 		}
 		for _, a := range l.Allow {
 			p, err := config.ParsePrefix(a)

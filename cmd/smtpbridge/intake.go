@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"smtpbridge/config"
 	"smtpbridge/deliver"
@@ -14,34 +17,40 @@ import (
 )
 
 // intake takes mails from the SMTP server: it spools the bytes, has the planner judge the mail
-// before the 250, and makes mail and jobs durable in one transaction.
+// before the 250, and makes mail and jobs durable in one transaction. A listener with
+// accept = "wait" is answered after the first attempt, see wait.go.
 type intake struct {
-	store *store.Store
-	now   atomic.Pointer[parts] // the configuration in force
+	store  *store.Store
+	runner *deliver.Runner
+	log    *slog.Logger
+	now    atomic.Pointer[parts] // the configuration in force
+
+	disk  *disk
+	pulse pulse
+	rates rates
+
+	sayMu sync.Mutex
+	said  map[string]time.Time
 }
 
-var _ smtp.Intake = (*intake)(nil)
+var (
+	_ smtp.Intake      = (*intake)(nil)
+	_ smtp.RcptRefuser = (*transaction)(nil)
+)
 
 func (in *intake) Begin(ctx context.Context) (smtp.Transaction, error) {
 	r, err := in.store.Begin(ctx)
 	if err != nil {
 		return nil, noSpace(err)
 	}
-	return &transaction{Receipt: r, parts: in.now.Load()}, nil
-}
-
-// room refuses a mail at MAIL while the disk is too full for it, before its bytes travel in vain. Any other fault
-// of the disk shows when the mail is received.
-func (in *intake) room(_, _, _ string) *smtp.Refusal {
-	if !errors.Is(in.store.Space(), store.ErrNoSpace) {
-		return nil
-	}
-	return &smtp.Refusal{Code: 452, Enhanced: [3]int{4, 3, 1}, Text: "No space for the mail at the moment, try again later", Reason: "no_space"}
+	return &transaction{Receipt: r, in: in, parts: in.now.Load()}, nil
 }
 
 type transaction struct {
 	store.Receipt
-	parts *parts
+	in      *intake
+	parts   *parts
+	refused map[string]*smtp.Refusal // by recipient, for LMTP
 }
 
 // Write tells the SMTP server when the disk is full.
@@ -50,11 +59,41 @@ func (t *transaction) Write(p []byte) (int, error) {
 	return n, noSpace(err)
 }
 
+// RcptRefusals implements smtp.RcptRefuser.
+func (t *transaction) RcptRefusals() map[string]*smtp.Refusal { return t.refused }
+
 // Commit implements smtp.Transaction.
 func (t *transaction) Commit(ctx context.Context, e envelope.Envelope) error {
+	l := findConfigListener(t.parts.cfg, e.Listener)
+	if l == nil {
+		l = &config.Listener{}
+	}
+	q, wait, undo := t.in.rates.take(time.Now(), quotas(t.parts.cfg, e.Listener, e.AuthUser))
+	if wait > 0 { // used up by other sessions since MAIL
+		return refuseRate(q, wait)
+	}
+	plan, err := t.plan(e, l)
+	if err == nil {
+		if l.Accept == "wait" {
+			return t.commitAndWait(ctx, plan, l, undo)
+		}
+		err = t.commit(ctx, plan)
+	}
+	if err != nil {
+		undo()
+	}
+	return err
+}
+
+func (t *transaction) commit(ctx context.Context, plan *deliver.Plan) error {
+	return noSpace(t.Receipt.Commit(ctx, plan.Mail, plan.Jobs, plan.Events...))
+}
+
+// plan is the preflight.
+func (t *transaction) plan(e envelope.Envelope, l *config.Listener) (*deliver.Plan, error) {
 	body, err := t.Receipt.Body()
 	if err != nil {
-		return fmt.Errorf("read back the mail: %w", err)
+		return nil, fmt.Errorf("read back the mail: %w", err)
 	}
 	defer body.Close()
 	e.Size = body.Size()
@@ -63,12 +102,38 @@ func (t *transaction) Commit(ctx context.Context, e envelope.Envelope) error {
 	})
 	var refusal *deliver.Refusal
 	if errors.As(err, &refusal) {
-		return &smtp.Refusal{Code: refusal.Code, Enhanced: refusal.Enhanced, Text: refusal.Text}
+		t.refuse(refusal.Each)
+		return nil, smtpRefusal(refusal)
 	}
 	if err != nil {
-		return fmt.Errorf("preflight: %w", err)
+		return nil, fmt.Errorf("preflight: %w", err)
 	}
-	return noSpace(t.Receipt.Commit(ctx, plan.Mail, plan.Jobs, plan.Events...))
+	if l.Protocol == "lmtp" {
+		t.refuse(plan.Refused)
+		for _, r := range plan.Refused {
+			// The reply is the notice: the client reports it (RFC 2033 4.2), a DSN would be a second one.
+			plan.Mail.Envelope.Rcpts[r.N].Notify = []string{"NEVER"}
+		}
+	}
+	return plan, nil
+}
+
+// refuse notes what single recipients are answered.
+func (t *transaction) refuse(rs []deliver.RcptRefusal) {
+	for _, r := range rs {
+		t.refuseRcpt(r.Rcpt.Addr, smtpRefusal(r.Refusal))
+	}
+}
+
+func (t *transaction) refuseRcpt(addr string, r *smtp.Refusal) {
+	if t.refused == nil {
+		t.refused = map[string]*smtp.Refusal{}
+	}
+	t.refused[addr] = r
+}
+
+func smtpRefusal(r *deliver.Refusal) *smtp.Refusal {
+	return &smtp.Refusal{Code: r.Code, Enhanced: r.Enhanced, Text: r.Text}
 }
 
 // allowedFrom gives the From patterns of a user; nil = any (the routes decide).

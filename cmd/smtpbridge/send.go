@@ -82,9 +82,17 @@ Exit code 75 when the bridge cannot be reached or says "try again later".`,
 
 func findListener(cfg *config.Config, name string) (*config.Listener, error) {
 	for i := range cfg.Listeners {
-		if name == "" || cfg.Listeners[i].Name == name {
-			return &cfg.Listeners[i], nil
+		l := &cfg.Listeners[i]
+		switch {
+		case name == "" && l.Protocol == "lmtp": // the next one may speak SMTP
+		case name == l.Name && l.Protocol == "lmtp":
+			return nil, fmt.Errorf("listener %q speaks LMTP, not SMTP: use --listener with another one", name)
+		case name == "" || l.Name == name:
+			return l, nil
 		}
+	}
+	if name == "" {
+		return nil, fmt.Errorf("no listener in %s speaks SMTP", cfg.File)
 	}
 	return nil, fmt.Errorf("there is no listener %q in %s", name, cfg.File)
 }
