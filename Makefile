@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BIN := bin/smtpbridge
 
-.PHONY: all build test race lint demo bench fuzz crash clean
+.PHONY: all build test race lint demo bench fuzz crash reliability clean
 
 all: build
 
@@ -37,6 +37,9 @@ fuzz: ## every fuzz target for FUZZTIME
 
 crash: build ## kill -9 under load, many rounds, with a ledger
 	$(GO) test -count=1 -timeout 60m -run TestKill ./test -kills 200
+
+reliability: ## the numbered cases of faults and attacks, one line each
+	$(GO) run ./test/reliability $(if $(V),-v)
 
 clean:
 	rm -rf bin dist bench/out

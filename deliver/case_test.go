@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -233,6 +235,52 @@ func (b *bench) unknownOutcomes(id string) int {
 		}
 	}
 	return n
+}
+
+// TestCase053_Bcc: the envelope says who receives the mail, and nothing of a Bcc field leaves: neither the field, nor a name
+// in it, nor an address that only it names.
+func TestCase053_Bcc(t *testing.T) {
+	eachESP(t, func(t *testing.T, b *bench, e *esp) {
+		var sent []string
+		e.wire.set(func(r *http.Request, deliver func() *http.Response) (*http.Response, error) {
+			text, err := io.ReadAll(r.Body)
+			if err != nil {
+				return nil, err
+			}
+			r.Body = io.NopCloser(bytes.NewReader(text))
+			sent = append(sent, string(text))
+			return deliver(), nil
+		})
+		id := b.submitMail("From: App <app@example.com>\r\nTo: r@r.example\r\nBcc: Secret Person <hidden@r.example>,\r\n header-only@r.example\r\n"+
+			"Subject: hello\r\nResent-Bcc: resent-only@r.example\r\n\r\nbody\r\n", "r@r.example", "hidden@r.example")
+		b.waitFor(id, "r=sent hidden=sent", time.Hour)
+		b.finals(id)
+		if len(sent) == 0 {
+			t.Fatal("no request")
+		}
+		for _, text := range sent {
+			for _, form := range []string{text, unbase64(text)} {
+				for _, leak := range []string{"Secret Person", "header-only", "resent-only", `Bcc: `, `\nBcc`} {
+					if strings.Contains(form, leak) {
+						t.Errorf("%q is in %s", leak, form)
+					}
+				}
+			}
+		}
+		if all := strings.Join(sent, ""); !strings.Contains(all, "hidden@r.example") {
+			t.Error("the hidden recipient is in no request")
+		}
+	})
+}
+
+// unbase64 decodes all that looks like base64 in a request.
+func unbase64(s string) string {
+	return regexp.MustCompile(`[A-Za-z0-9+/]{40,}={0,2}`).ReplaceAllStringFunc(s, func(s string) string {
+		if text, err := base64.StdEncoding.DecodeString(s); err == nil {
+			return string(text)
+		}
+		return s
+	})
 }
 
 // TestCase065_NotReached: what surely did not arrive is repeated, and nothing is unclear about it.

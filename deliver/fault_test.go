@@ -553,6 +553,46 @@ func TestCase111_ClockJump(t *testing.T) {
 	}
 }
 
+// TestCase112_ArrivalInTheFuture: what was accepted under a clock that ran ahead is not left lying until that time comes:
+// after a restart under the right clock it is due at once, and lives no shorter than mail does.
+func TestCase112_ArrivalInTheFuture(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		esp := &fake{caps: jsonCaps()}
+		esp.set(fail(providers.Transient))
+		b := newBench(t, esp)
+		defer func() { b.close() }()
+		if err := b.st.Close(); err != nil {
+			t.Fatal(err)
+		}
+		ahead := jumpClock{systemClock{time.Now()}, &atomic.Int64{}}
+		ahead.off.Store(int64(400 * 24 * time.Hour))
+		b.clock = ahead
+		b.open()
+		b.start()
+		id := b.submit("r@r.example")
+		b.after(30 * time.Second)
+		b.stop()
+		if err := b.st.Close(); err != nil {
+			t.Fatal(err)
+		}
+		before := len(esp.seen())
+		ahead.off.Store(0)
+		b.open()
+		b.start()
+		b.after(time.Second)
+		if n := len(esp.seen()); n != before+1 {
+			t.Errorf("%d attempts after the restart, want one at once", n-before)
+		}
+		if !strings.Contains(b.log.String(), "clock.future") {
+			t.Error("the arrival in the future is not logged")
+		}
+		esp.set(nil)
+		b.after(20 * time.Minute)
+		b.wantStates(id, "r=sent")
+		b.finals(id)
+	})
+}
+
 func TestShutdown(t *testing.T) {
 	for _, c := range []struct {
 		name   string

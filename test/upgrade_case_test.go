@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"database/sql"
 	"errors"
 	"flag"
 	"io"
@@ -11,8 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	_ "modernc.org/sqlite"
 
 	"smtpbridge/event"
 )
@@ -29,11 +33,14 @@ func TestCase107_OldStores(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no stores: %v", err)
 	}
+	note, wanted := schemaCoverage(t)
+	t.Cleanup(wanted)
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".tar.gz"), func(t *testing.T) {
 			t.Parallel()
 			dir := shortDir(t)
 			unpack(t, file, dir)
+			note(schemaVersion(t, dir))
 			b, esp, addr := caseBridge(t, dir, "[retention]\nledger = \"36500d\"\n")
 			until(t, 30*time.Second, "the queued mails are sent", func() bool { return esp.subjects()["small"] > 0 && esp.subjects()["large"] > 0 })
 			held := b.run("queue", "list", "--state", "held")
@@ -63,6 +70,42 @@ func TestCase107_OldStores(t *testing.T) {
 			}
 		})
 	}
+}
+
+// schemaCoverage gathers the schema versions of the stores; wanted fails the test when a version that this program has left
+// behind is not among them.
+func schemaCoverage(t *testing.T) (note func(int), wanted func()) {
+	var mu sync.Mutex
+	seen := map[int]bool{}
+	steps, err := filepath.Glob("../store/migrations/sqlite/*.sql")
+	if err != nil || len(steps) == 0 {
+		t.Fatalf("no migrations: %v", err)
+	}
+	note = func(v int) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[v] = true
+	}
+	return note, func() {
+		for v := 1; v < len(steps); v++ {
+			if !seen[v] {
+				t.Errorf("no store of schema version %d: write one with the program before the migration, -write-store schema-%d", v, v)
+			}
+		}
+	}
+}
+
+func schemaVersion(t *testing.T, dir string) (v int) {
+	t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(dir, "smtpbridge.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRowContext(t.Context(), "SELECT max(version_id) FROM schema_version").Scan(&v); err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 func lastLine(s string) string {

@@ -468,8 +468,8 @@ func (c *Client) Unreadable(op string, resp *Response, err error) *providers.Err
 	return e
 }
 
-// RetryAfter parses a Retry-After header (RFC 9110 10.2.3): seconds or a date. Below a second, in the past or
-// unreadable: fallback. Above an hour: an hour.
+// RetryAfter parses a Retry-After header (RFC 9110 10.2.3): seconds or a date, which is compared with the answer's own
+// Date, so that a wrong clock here does not matter. Below a second, in the past or unreadable: fallback. Above an hour: an hour.
 func RetryAfter(h http.Header, now time.Time, fallback time.Duration) time.Duration {
 	v := strings.TrimSpace(h.Get("Retry-After"))
 	if v == "" {
@@ -487,6 +487,9 @@ func RetryAfter(h http.Header, now time.Time, fallback time.Duration) time.Durat
 		}
 		d = time.Duration(n * float64(time.Second))
 	} else if t, err := http.ParseTime(v); err == nil {
+		if date, err := http.ParseTime(h.Get("Date")); err == nil {
+			now = date
+		}
 		d = t.Sub(now)
 	}
 	switch {

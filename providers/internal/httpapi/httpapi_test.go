@@ -345,6 +345,25 @@ func TestCase068_RetryAfter(t *testing.T) {
 	}
 }
 
+// TestCase114_WrongClock: the pause is right by the ESP's clock however wrong ours is, and never above the cap.
+func TestCase114_WrongClock(t *testing.T) {
+	esp := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	for name, ours := range map[string]time.Time{
+		"right": esp, "a year behind": esp.AddDate(-1, 0, 0), "a year ahead": esp.AddDate(1, 0, 0), "never set": time.Unix(0, 0),
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := http.Header{"Retry-After": {esp.Add(30 * time.Second).Format(http.TimeFormat)}}
+			if got := RetryAfter(h, ours, 9*time.Second); got < 9*time.Second || got > MaxRetryAfter {
+				t.Errorf("without a Date: got %v", got)
+			}
+			h.Set("Date", esp.Format(http.TimeFormat))
+			if got := RetryAfter(h, ours, 9*time.Second); got != 30*time.Second {
+				t.Errorf("with a Date: got %v", got)
+			}
+		})
+	}
+}
+
 func TestPrepareMasks(t *testing.T) {
 	c := client(t)
 	c.Secrets = append(c.Secrets, secret.New("other-secret"))
