@@ -153,11 +153,11 @@ func AppendText(b []byte, e event.Event) []byte {
 		rcpt = "one of " + strings.Join(e.Candidates, ",")
 	}
 	return fmt.Appendf(b, "%s  %-14s  %-32s  %-12s  %-7s  %s  %s\n",
-		e.Time.UTC().Format("2006-01-02T15:04:05Z"), column(string(e.Kind)), column(rcpt), column(e.Account), column(e.Status), column(said(e)), column(e.QueueID))
+		e.Time.UTC().Format("2006-01-02T15:04:05Z"), column(string(e.Kind)), column(rcpt), column(e.Account), column(e.Status), column(Said(e)), column(e.QueueID))
 }
 
-// said is the most telling text of the event.
-func said(e event.Event) string {
+// Said is the most telling text of the event.
+func Said(e event.Event) string {
 	text := cmp.Or(e.Diagnostic, e.SMTPReply, e.URL)
 	switch {
 	case text == "" && len(e.Losses) > 0:

@@ -2,23 +2,23 @@ package main
 
 import (
 	"fmt"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
+
+	"smtpbridge/admin"
 )
 
 func accountCommand() *cobra.Command {
-	c := &cobra.Command{Use: "account", Short: "see, pause and resume the accounts at ESPs"}
-	c.AddCommand(accountList(), accountSet("pause NAME", "stop sending through an account; its mail waits", true), accountSet("resume NAME", "send through an account again", false))
-	return c
+	return family("account", groupOperate, "see, pause and resume the accounts at ESPs",
+		accountList(), accountSet("pause NAME", "stop sending through an account; its mail waits", true), accountSet("resume NAME", "send through an account again", false))
 }
 
 func accountList() *cobra.Command {
-	var asJSON bool
-	c := &cobra.Command{Use: "list", Short: "list accounts with their state and queue", Args: usageArgs(cobra.NoArgs)}
-	file := configFlag(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	c := &cobra.Command{
+		Use: "list", Short: "list accounts with their state and queue", Args: usageArgs(cobra.NoArgs),
+		Example: "  smtpbridge account list\n  smtpbridge account list --json",
+	}
+	file, asJSON := configFlag(c), jsonFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		api, err := operator(c.Context(), *file)
 		if err != nil {
@@ -29,31 +29,27 @@ func accountList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if asJSON {
-			return printJSON(c.OutOrStdout(), accounts)
-		}
-		w := tabwriter.NewWriter(c.OutOrStdout(), 0, 4, 2, ' ', 0)
-		fmt.Fprintln(w, "ACCOUNT\tPROVIDER\tSTATE\tQUEUED\tWHY")
-		for _, a := range accounts {
+		head := []string{"ACCOUNT", "PROVIDER", "STATE", "QUEUED", "WHY"}
+		return printList(c.OutOrStdout(), *asJSON, accounts, "no accounts", head, func(a admin.Account) []any {
 			why := a.Reason
 			if a.Domain != "" {
 				why = "mail from " + a.Domain + ": " + why
 			}
 			if a.Until != nil {
-				why += " (until " + a.Until.Local().Format(time.DateTime) + ")"
+				why += " (until " + stamp(*a.Until) + ")"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", a.Name, a.Provider, a.State, a.Queued, why)
-		}
-		return w.Flush()
+			return []any{a.Name, a.Provider, state(a.State), a.Queued, why}
+		})
 	}
 	return c
 }
 
 func accountSet(use, short string, pause bool) *cobra.Command {
 	var reason string
-	c := &cobra.Command{Use: use, Short: short, Args: usageArgs(cobra.ExactArgs(1))}
+	c := &cobra.Command{Use: use, Short: short, Args: usageArgs(cobra.ExactArgs(1)), Example: "  smtpbridge account resume mailersend"}
 	file := configFlag(c)
 	if pause {
+		c.Example = "  smtpbridge account pause mailersend --reason 'key is being replaced'"
 		c.Flags().StringVar(&reason, "reason", "", "shown with the account and in the log")
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -65,11 +61,11 @@ func accountSet(use, short string, pause bool) *cobra.Command {
 		if err := api.SetAccount(c.Context(), args[0], pause, reason); err != nil {
 			return err
 		}
-		state := "active"
+		now := "active"
 		if pause {
-			state = "stopped"
+			now = "stopped"
 		}
-		_, err = fmt.Fprintf(c.OutOrStdout(), "%s is %s\n", args[0], state)
+		_, err = fmt.Fprintf(c.OutOrStdout(), "%s is %s\n", args[0], now)
 		return err
 	}
 	return c

@@ -20,10 +20,12 @@ import (
 func checkCommand() *cobra.Command {
 	var online bool
 	c := &cobra.Command{
-		Use: "check", Short: "check the configuration: all errors at once", Args: usageArgs(cobra.NoArgs),
+		Use: "check", GroupID: groupStart, Short: "check the configuration: all errors at once", Args: usageArgs(cobra.NoArgs),
 		Long: `Reads the configuration as serve does and reports every error with file, line and key.
 Nothing is started and nothing leaves the machine, except with --online, which asks each ESP
-whether the key and the sender domains are good. Exit code 1 when something is wrong.`,
+whether the key and the sender domains are good.`,
+		Example:     "  smtpbridge check -c bridge.toml\n  smtpbridge check --online",
+		Annotations: map[string]string{annotationExit: "0 the configuration is good, 1 it has errors, 2 the command line cannot be understood"},
 	}
 	file := configFlag(c)
 	c.Flags().BoolVar(&online, "online", false, "ask the ESPs too")
@@ -101,11 +103,4 @@ func checkOnline(ctx context.Context, p *parts, out io.Writer) error {
 		fmt.Fprintf(out, "account %s: good\n", n)
 	}
 	return failed
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -27,11 +27,12 @@ func demoCommand() *cobra.Command {
 	var once bool
 	var address string
 	c := &cobra.Command{
-		Use: "demo", Short: "see a few mails live through their whole life", Args: usageArgs(cobra.NoArgs),
+		Use: "demo", GroupID: groupStart, Short: "see a few mails live through their whole life", Args: usageArgs(cobra.NoArgs),
 		Long: `Starts the bridge in a temporary directory with the built-in sandbox ESP, sends sample mails
 through real SMTP, and shows the events as the sandbox posts them to the webhook listener.
 Nothing leaves this machine. Without --once it goes on until Ctrl-C, for mails of your own:
 recipients called bounce@, defer@, complaint@ or reject@ provoke what they say.`,
+		Example: "  smtpbridge demo\n  smtpbridge demo --once",
 	}
 	c.Flags().BoolVar(&once, "once", false, "exit when the sample mails have been through")
 	c.Flags().StringVar(&address, "address", "127.0.0.1:2525", "SMTP address; another port is taken when it is in use")

@@ -18,7 +18,8 @@ func eventsCommand() *cobra.Command {
 	var q admin.EventQuery
 	var since, format, kind string
 	c := &cobra.Command{
-		Use: "events", Short: "print what became of mails, and follow it live", Args: usageArgs(cobra.NoArgs),
+		Use: "events", GroupID: groupOperate, Short: "print what became of mails, and follow it live", Args: usageArgs(cobra.NoArgs),
+		Example: "  smtpbridge events --follow\n  smtpbridge events --since 24h --event bounced --json\n  smtpbridge events --recipient ada@example.net --format dsn",
 		Long: `Prints events in the order they became known. Formats: text (a line for people), json (the
 public form, one object a line), dsn (the fields of RFC 3464).`,
 	}
@@ -30,20 +31,21 @@ public form, one object a line), dsn (the fields of RFC 3464).`,
 	f.StringVar(&kind, "event", "", "only events of this kind (delivered, bounced ...)")
 	f.StringVar(&format, "format", "text", "text, json or dsn")
 	asJSON := f.Bool("json", false, "the same as --format json")
+	choiceFlag(c, "format", dsn.Formats...)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if *asJSON {
 			format = "json"
 		}
 		var err error
 		if q.Since, err = parseSince(since, time.Now()); err != nil {
-			return &exitError{2, err}
+			return usageError(c, "%w", err)
 		}
 		q.Kind = event.Kind(kind)
 		if kind != "" && !q.Kind.Known() {
-			return &exitError{2, fmt.Errorf("--event %q is no kind of event", kind)}
+			return usageError(c, "--event %q is no kind of event", kind)
 		}
 		if !slices.Contains(dsn.Formats, format) {
-			return &exitError{2, fmt.Errorf("--format %q is not one of %s", format, strings.Join(dsn.Formats, ", "))}
+			return usageError(c, "--format %q is not one of %s", format, strings.Join(dsn.Formats, ", "))
 		}
 		api, err := operator(c.Context(), *file)
 		if err != nil {
@@ -54,8 +56,14 @@ public form, one object a line), dsn (the fields of RFC 3464).`,
 		if err != nil {
 			return err
 		}
+		out := c.OutOrStdout()
+		colour := format == "text" && hasColour(out)
 		err = api.Events(c.Context(), q, func(e event.Event) error {
-			_, err := c.OutOrStdout().Write(render(nil, e))
+			line := render(nil, e)
+			if colour {
+				line = []byte(paint(true, tones[string(e.Kind)], strings.TrimSuffix(string(line), "\n")) + "\n")
+			}
+			_, err := out.Write(line)
 			return err
 		})
 		if c.Context().Err() != nil && q.Follow {

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -17,8 +15,10 @@ func explainCommand() *cobra.Command {
 	var from, user, listener string
 	var to []string
 	c := &cobra.Command{
-		Use:   "explain --from A --to B[,C] [MAIL.eml]",
-		Short: "show what would be sent for a mail, without sending it",
+		Use:     "explain --from A --to B[,C] [MAIL.eml]",
+		GroupID: groupMail,
+		Example: "  smtpbridge explain --from me@example.com --to ada@example.net mail.eml",
+		Short:   "show what would be sent for a mail, without sending it",
 		Long: `Prints as JSON how a mail would be read, which route and accounts it takes, what each
 account's API cannot express, and the requests that would be made. Secrets are shown as
 <secret>. Nothing is sent.`,
@@ -31,7 +31,7 @@ account's API cannot express, and the requests that would be made. Secrets are s
 	c.Flags().StringVar(&listener, "listener", "", "as if it came in by this listener (default: the first)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(to) == 0 {
-			return &exitError{2, errors.New("give the recipients with --to")}
+			return usageError(c, "give the recipients with --to")
 		}
 		p, err := loadParts(*file, 0, slog.New(slog.DiscardHandler))
 		if err != nil {
@@ -50,7 +50,7 @@ account's API cannot express, and the requests that would be made. Secrets are s
 		for _, a := range to {
 			a = strings.Trim(strings.TrimSpace(a), "<>")
 			if err := envelope.ValidateAddr(a); err != nil {
-				return &exitError{2, fmt.Errorf("--to %q: %w", a, err)}
+				return usageError(c, "--to %q: %w", a, err)
 			}
 			env.Rcpts = append(env.Rcpts, envelope.Rcpt{Addr: a})
 		}

@@ -16,8 +16,9 @@ import (
 
 func hashPasswordCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "hash-password", Short: "make an argon2id hash for [[user]] password_hash", Args: usageArgs(cobra.NoArgs),
-		Long: "Reads a password from the terminal, or one line from standard input, and prints its argon2id hash\nfor password_hash in the configuration.",
+		Use: "hash-password", GroupID: groupStart, Short: "make an argon2id hash for [[user]] password_hash", Args: usageArgs(cobra.NoArgs),
+		Long:    "Reads a password from the terminal, or one line from standard input, and prints its argon2id hash\nfor password_hash in the configuration.",
+		Example: "  smtpbridge hash-password\n  smtpbridge hash-password < crm.pw",
 		RunE: func(c *cobra.Command, _ []string) error {
 			pw, err := readPassword(c.InOrStdin(), c.ErrOrStderr())
 			if err != nil {

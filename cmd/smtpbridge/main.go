@@ -1,17 +1,17 @@
 // Command smtpbridge accepts mail by SMTP, sends it through the HTTPS API of an email service
 // provider and turns the provider's webhooks into one normalised event log.
 //
-// Exit codes: 0 success; 1 failure, or a configuration with errors; 2 a command line that
-// cannot be understood; 75 (EX_TEMPFAIL) send could not hand the mail over now.
+// The exit codes of each command are in its --help.
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -30,15 +30,6 @@ func buildVersion() string {
 	return "dev"
 }
 
-// exitError carries the exit code of a failure.
-type exitError struct {
-	code int
-	err  error
-}
-
-func (e *exitError) Error() string { return e.err.Error() }
-func (e *exitError) Unwrap() error { return e.err }
-
 const defaultConfig = "/etc/smtpbridge/bridge.toml"
 
 func main() {
@@ -48,71 +39,80 @@ func main() {
 	if isSendmail(os.Args[0]) {
 		args = append([]string{"sendmail"}, sendmailName(os.Args[0], args)...)
 	}
-	os.Exit(run(ctx, args))
+	os.Exit(execute(ctx, newRoot(), args))
 }
 
-// run executes one command line and returns the exit code.
-func run(ctx context.Context, args []string) int {
-	root := newRoot()
+// execute runs one command line and returns the exit code.
+func execute(ctx context.Context, root *cobra.Command, args []string) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
-	code := 1
-	var ee *exitError
-	if errors.As(err, &ee) {
-		code = ee.code
-	}
 	if msg := err.Error(); msg != "" {
 		fmt.Fprintln(root.ErrOrStderr(), msg)
 	}
-	return code
+	return exitCode(err)
 }
 
 func newRoot() *cobra.Command {
+	cobra.AddTemplateFunc("exitCodes", documentedExit)
+	cobra.EnableCommandSorting = false // the order below is the order of use
 	root := &cobra.Command{
 		Use:   "smtpbridge",
 		Short: "SMTP in, ESP API out, webhooks back as one event log",
-		Long: `smtpbridge accepts mail by SMTP, sends it through the HTTPS API of an email
-service provider (ESP) and turns the ESP's webhooks into one normalised event log.
+		Long: `smtpbridge accepts mail by SMTP, sends it through the HTTPS API of an email service
+provider (ESP) and turns the ESP's webhooks into one normalised event log.
 
 Start with "smtpbridge demo" to see a few mails live through their whole life, then copy
 bridge.toml.example, run "smtpbridge check" and "smtpbridge serve".`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       buildVersion(),
+		Args:          cobra.ArbitraryArgs,
+		RunE:          helpOrUnknown,
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return &exitError{2, fmt.Errorf("%w\nsee: %s --help", err, c.CommandPath())}
-	})
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError(c, "%w", err) })
+	root.SetHelpTemplate(helpTemplate)
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
+	root.AddGroup(groups...)
+	root.SetHelpCommandGroupID(groupOther)
+	root.SetCompletionCommandGroupID(groupOther)
 	root.AddCommand(
-		serveCommand(), checkCommand(), demoCommand(), parseCommand(), explainCommand(), sendCommand(), sendmailCommand(),
-		queueCommand(), eventsCommand(), traceCommand(), accountCommand(), storeCommand(), eraseCommand(), hashPasswordCommand(), versionCommand(),
+		demoCommand(), checkCommand(), serveCommand(), hashPasswordCommand(),
+		sendCommand(), sendmailCommand(), explainCommand(), parseCommand(),
+		queueCommand(), traceCommand(), eventsCommand(), accountCommand(),
+		storeCommand(), eraseCommand(),
+		versionCommand(),
 	)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() { // in the manner of ours
+		switch c.Name() {
+		case "help":
+			c.Short, c.Example = "print the help of a command", "  smtpbridge help queue list"
+		case "completion":
+			c.Short = "make a completion script for a shell"
+			for _, shell := range c.Commands() {
+				shell.Short, shell.Example = "for "+shell.Name(), "  smtpbridge completion "+shell.Name()
+			}
+		}
+	}
 	return root
 }
 
 func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "version", Short: "print the version", Args: usageArgs(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(c.OutOrStdout(), "smtpbridge", buildVersion())
-			return err
-		},
+	c := &cobra.Command{
+		Use: "version", GroupID: groupOther, Short: "print the version", Args: usageArgs(cobra.NoArgs),
+		Example: "  smtpbridge version --json",
 	}
-}
-
-// usageArgs makes a wrong number of arguments a usage error (exit code 2).
-func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return &exitError{2, fmt.Errorf("%w\nsee: %s --help", err, c.CommandPath())}
+	asJSON := jsonFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if *asJSON {
+			return printJSON(c.OutOrStdout(), map[string]string{"version": buildVersion(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH})
 		}
-		return nil
+		_, err := fmt.Fprintln(c.OutOrStdout(), "smtpbridge", buildVersion())
+		return err
 	}
-}
-
-func configFlag(c *cobra.Command) *string {
-	return c.Flags().StringP("config", "c", defaultConfig, "configuration file")
+	return c
 }

@@ -13,10 +13,12 @@ import (
 
 func parseCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "parse [MAIL.eml]",
-		Short: "print a mail as the neutral message the bridge sees, as JSON",
-		Long:  "Reads a mail from a file or standard input and prints the neutral message as JSON:\nsubject, addresses, text, html, headers, attachments and everything the parser had to guess.",
-		Args:  usageArgs(cobra.MaximumNArgs(1)),
+		Use:     "parse [MAIL.eml]",
+		GroupID: groupMail,
+		Short:   "print a mail as the neutral message the bridge sees, as JSON",
+		Example: "  smtpbridge parse mail.eml\n  smtpbridge parse < mail.eml",
+		Long:    "Reads a mail from a file or standard input and prints the neutral message as JSON:\nsubject, addresses, text, html, headers, attachments and everything the parser had to guess.",
+		Args:    usageArgs(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			r, size, err := openMail(c.InOrStdin(), args)
 			if err != nil {

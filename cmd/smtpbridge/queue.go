@@ -1,14 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,6 +16,7 @@ import (
 	"smtpbridge/admin"
 	"smtpbridge/config"
 	"smtpbridge/dsn"
+	"smtpbridge/event"
 	"smtpbridge/providers/all"
 	"smtpbridge/store"
 )
@@ -47,36 +48,31 @@ func operator(ctx context.Context, configFile string) (*console, error) {
 	return &console{&admin.Service{Store: st, Version: buildVersion(), Now: time.Now}, cfg, func() { st.Close() }}, nil
 }
 
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
-
 func queueCommand() *cobra.Command {
-	c := &cobra.Command{Use: "queue", Short: "see and handle queued mail"}
-	c.AddCommand(queueList(), queueShow(),
-		queueAct(admin.Retry, "retry ID...", "try mails again now", "is due now"),
+	return family("queue", groupOperate, "see and handle queued mail",
+		queueList(), queueShow(),
+		queueAct(admin.Retry, "retry ID... | --all", "try mails again now", "is due now"),
 		queueAct(admin.Hold, "hold ID...", "keep mails in the queue without sending them", "is held"),
 		queueAct(admin.Release, "release ID... | --all", "end a hold", "is released"),
 		queueAct(admin.Delete, "delete ID...", "remove mails; their remaining recipients do not receive them", "is deleted"))
-	return c
 }
 
 func queueList() *cobra.Command {
 	var q admin.Query
-	var asJSON bool
 	c := &cobra.Command{
 		Use: "list", Short: "list mails, newest first", Args: usageArgs(cobra.NoArgs),
+		Example: "  smtpbridge queue list\n  smtpbridge queue list --state held --json\n  smtpbridge queue list --state all --address ada@example.net",
 	}
-	file := configFlag(c)
+	file, asJSON := configFlag(c), jsonFlag(c)
 	c.Flags().StringVar(&q.State, "state", "", "queued, held, finished, deleted or all (default: queued and held)")
 	c.Flags().StringVar(&q.Address, "address", "", "only mails from or to this address")
 	c.Flags().StringVar(&q.Account, "account", "", "only mails of this account")
 	c.Flags().IntVar(&q.Limit, "limit", 100, "at most so many")
-	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	choiceFlag(c, "state", mailStates...)
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if q.State != "" && !slices.Contains(mailStates, q.State) {
+			return usageError(c, "--state %q is not one of %s", q.State, strings.Join(mailStates, ", "))
+		}
 		api, err := operator(c.Context(), *file)
 		if err != nil {
 			return err
@@ -86,32 +82,32 @@ func queueList() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if asJSON {
-			return printJSON(c.OutOrStdout(), mails)
-		}
-		if len(mails) == 0 {
-			_, err := fmt.Fprintln(c.OutOrStdout(), "no mails")
-			return err
-		}
-		w := tabwriter.NewWriter(c.OutOrStdout(), 0, 4, 2, ' ', 0)
-		fmt.Fprintln(w, "ID\tSTATE\tRECEIVED\tSIZE\tFROM\tTO")
-		for _, m := range mails {
-			state := m.State
-			if m.HoldReason != "" {
-				state += " (" + m.HoldReason + ")"
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", m.ID, state, m.Received.Local().Format(time.DateTime), m.Size, sender(m.From), shortList(m.Rcpts, 2))
-		}
-		return w.Flush()
+		head := []string{"ID", "STATE", "RECEIVED", "SIZE", "FROM", "TO"}
+		return printList(c.OutOrStdout(), *asJSON, mails, "no mails", head, func(m admin.Mail) []any {
+			return []any{m.ID, mailState(m), m.Received, m.Size, sender(m.From), shortList(m.Rcpts, 2)}
+		})
+	}
+	return c
+}
+
+// mailStates are the values of --state.
+var mailStates = []string{string(store.MailQueued), string(store.MailHeld), string(store.MailFinished), string(store.MailDeleted), "all"}
+
+// mailState is the state of a mail with the reason why it is held.
+func mailState(m admin.Mail) cell {
+	c := state(m.State)
+	if m.HoldReason != "" {
+		c.text += " (" + m.HoldReason + ")"
 	}
 	return c
 }
 
 func queueShow() *cobra.Command {
-	var asJSON bool
-	c := &cobra.Command{Use: "show ID", Short: "show one mail: recipients, jobs, attempts, events", Args: usageArgs(cobra.ExactArgs(1))}
-	file := configFlag(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	c := &cobra.Command{
+		Use: "show ID", Short: "show one mail: recipients, jobs, attempts, events", Args: usageArgs(cobra.ExactArgs(1)),
+		Example: "  smtpbridge queue show 01HF3Q2M7T9V5Z8K1XW4RB6C0D",
+	}
+	file, asJSON := configFlag(c), jsonFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		api, err := operator(c.Context(), *file)
 		if err != nil {
@@ -122,7 +118,7 @@ func queueShow() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if asJSON {
+		if *asJSON {
 			return printJSON(c.OutOrStdout(), d)
 		}
 		return printDetail(c.OutOrStdout(), d)
@@ -133,7 +129,7 @@ func queueShow() *cobra.Command {
 func queueAct(action admin.Action, use, short, done string) *cobra.Command {
 	var reason string
 	var everything bool
-	c := &cobra.Command{Use: use, Short: short}
+	c := &cobra.Command{Use: use, Short: short, Example: actExamples[action]}
 	file := configFlag(c)
 	if action == admin.Hold || action == admin.Delete {
 		c.Flags().StringVar(&reason, "reason", "", "kept with the mail and in the log")
@@ -143,7 +139,7 @@ func queueAct(action admin.Action, use, short, done string) *cobra.Command {
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if (len(args) == 0) != everything {
-			return &exitError{2, fmt.Errorf("give the ids of mails, or --all where there is one\nsee: %s --help", c.CommandPath())}
+			return usageError(c, "give the ids of mails, or --all where there is one")
 		}
 		api, err := operator(c.Context(), *file)
 		if err != nil {
@@ -156,16 +152,37 @@ func queueAct(action admin.Action, use, short, done string) *cobra.Command {
 			}
 		}
 		var failed error
+		n := 0
+		bar := newProgress(c.ErrOrStderr(), string(action), len(args))
+		defer bar.end()
 		for _, id := range args {
-			if err := api.Act(c.Context(), id, action, reason); err != nil {
+			err := api.Act(c.Context(), id, action, reason)
+			if c.Context().Err() != nil {
+				return fmt.Errorf("stopped after %d of %s", bar.done, plural(len(args), "mail"))
+			}
+			bar.step(1)
+			if err != nil {
 				failed = errors.Join(failed, err)
 				continue
 			}
-			fmt.Fprintln(c.OutOrStdout(), id, done)
+			n++
+			if !everything {
+				fmt.Fprintln(c.OutOrStdout(), id, done)
+			}
+		}
+		if everything {
+			fmt.Fprintf(c.OutOrStdout(), "%s: each %s\n", plural(n, "mail"), done)
 		}
 		return failed
 	}
 	return c
+}
+
+var actExamples = map[admin.Action]string{
+	admin.Retry:   "  smtpbridge queue retry 01HF3Q2M7T9V5Z8K1XW4RB6C0D\n  smtpbridge queue retry --all",
+	admin.Hold:    "  smtpbridge queue hold 01HF3Q2M7T9V5Z8K1XW4RB6C0D --reason 'wrong price list'",
+	admin.Release: "  smtpbridge queue release 01HF3Q2M7T9V5Z8K1XW4RB6C0D\n  smtpbridge queue release --all",
+	admin.Delete:  "  smtpbridge queue delete 01HF3Q2M7T9V5Z8K1XW4RB6C0D --reason 'sent twice by the shop'",
 }
 
 // allOf lists every mail an action with --all is about.
@@ -191,13 +208,12 @@ func allOf(ctx context.Context, api admin.API, action admin.Action) ([]string, e
 }
 
 func traceCommand() *cobra.Command {
-	var asJSON bool
 	c := &cobra.Command{
-		Use: "trace ID-or-address", Short: "the whole life of a mail on one screen", Args: usageArgs(cobra.ExactArgs(1)),
-		Long: "Finds mails by queue id, Message-ID, the ESP's id, our reference or an address, and prints\nwhat happened to each: recipients, attempts with the ESP's answers, and events.",
+		Use: "trace ID-or-address", Short: "the whole life of a mail on one screen", GroupID: groupOperate, Args: usageArgs(cobra.ExactArgs(1)),
+		Long:    "Finds mails by queue id, Message-ID, the ESP's id, our reference or an address, and prints\nwhat happened to each: recipients, attempts with the ESP's answers, and events.",
+		Example: "  smtpbridge trace ada@example.net\n  smtpbridge trace --json '<order-17@shop.example.com>'",
 	}
-	file := configFlag(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	file, asJSON := configFlag(c), jsonFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		api, err := operator(c.Context(), *file)
 		if err != nil {
@@ -208,7 +224,7 @@ func traceCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if asJSON {
+		if *asJSON {
 			return printJSON(c.OutOrStdout(), mails)
 		}
 		for i, d := range mails {
@@ -225,23 +241,23 @@ func traceCommand() *cobra.Command {
 }
 
 func printDetail(out io.Writer, d *admin.Detail) error {
-	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	stamp := func(t time.Time) string { return t.Local().Format(time.DateTime) }
-	state := d.State
+	t := newTable(out)
+	line := func(name string, format string, args ...any) { t.row(cell{name, bold}, fmt.Sprintf(format, args...)) }
+	what := d.State
 	if d.HoldReason != "" {
-		state += ", " + d.HoldReason
+		what += ", " + d.HoldReason
 	}
-	fmt.Fprintf(w, "Mail\t%s (%s)\n", d.ID, state)
+	t.row(cell{"Mail", bold}, cell{fmt.Sprintf("%s (%s)", d.ID, what), tones[d.State]})
 	from := sender(d.From)
 	if d.FromHeader != "" && d.FromHeader != d.From {
 		from += ", From: " + d.FromHeader
 	}
-	fmt.Fprintf(w, "From\t%s\n", from)
+	line("From", "%s", from)
 	if d.MessageID != "" {
-		fmt.Fprintf(w, "Message-ID\t<%s>\n", d.MessageID)
+		line("Message-ID", "<%s>", d.MessageID)
 	}
 	if d.Subject != "" {
-		fmt.Fprintf(w, "Subject\t%s\n", d.Subject)
+		line("Subject", "%s", d.Subject)
 	}
 	by := d.Listener
 	if d.Peer != "" {
@@ -250,53 +266,74 @@ func printDetail(out io.Writer, d *admin.Detail) error {
 	if d.User != "" {
 		by += " as " + d.User
 	}
-	fmt.Fprintf(w, "Received\t%s, %d bytes, by listener %s\n", stamp(d.Received), d.Size, by)
+	line("Received", "%s, %d bytes, by listener %s", stamp(d.Received), d.Size, by)
 	for _, r := range d.Recipients {
-		line := r.State
-		if r.Account != "" {
-			line += " by " + r.Account
-		}
-		if r.ProviderMessageID != "" {
-			line += " as " + r.ProviderMessageID
-		}
-		if r.Last != "" && string(r.Last) != r.State {
-			line += ", then " + string(r.Last)
-		}
-		if r.Status != "" {
-			line += ", " + r.Status
-		}
-		if r.Detail != "" {
-			line += " " + r.Detail
-		}
-		fmt.Fprintf(w, "To\t%s: %s\n", r.Addr, line)
+		t.row(cell{"To", bold}, cell{r.Addr + ": " + rcptLine(r), cmp.Or(tones[string(r.Last)], tones[r.State])})
 	}
 	for _, j := range d.Jobs {
-		line := fmt.Sprintf("%s by %s at %s, %d attempts so far, gives up %s", shortList(j.Rcpts, 3), j.Account, stamp(j.NextAt), j.Attempts, stamp(j.Expires))
+		text := fmt.Sprintf("%s by %s at %s, %s so far, gives up %s", shortList(j.Rcpts, 3), j.Account, stamp(j.NextAt), plural(j.Attempts, "attempt"), stamp(j.Expires))
 		if j.LastError != "" {
-			line += "; " + j.LastError
+			text += "; " + j.LastError
 		}
-		fmt.Fprintf(w, "Next\t%s\n", line)
+		line("Next", "%s", text)
 	}
 	for _, a := range d.Attempts {
-		line := fmt.Sprintf("%s  %s attempt %d: %s", stamp(a.Started), a.Account, a.Attempt, a.State)
-		if a.HTTPStatus != 0 {
-			line += fmt.Sprintf(", HTTP %d", a.HTTPStatus)
-		}
-		if a.Kind != "" {
-			line += ", " + a.Kind
-		}
-		if a.Elapsed > 0 {
-			line += ", " + a.Elapsed.Round(time.Millisecond).String()
-		}
-		if a.Detail != "" {
-			line += ": " + a.Detail
-		}
-		fmt.Fprintf(w, "Call\t%s\n", line)
+		t.row(cell{"Call", bold}, cell{attemptLine(a), tones[a.State]})
 	}
 	for _, e := range d.Events {
-		fmt.Fprintf(w, "Event\t%s", dsn.AppendText(nil, e))
+		t.row(cell{"Event", bold}, cell{eventLine(e), tones[string(e.Kind)]})
 	}
-	return w.Flush()
+	return t.flush()
+}
+
+// rcptLine is what became of a recipient.
+func rcptLine(r admin.Rcpt) string {
+	text := r.State
+	if r.Account != "" {
+		text += " by " + r.Account
+	}
+	if r.ProviderMessageID != "" {
+		text += " as " + r.ProviderMessageID
+	}
+	if r.Last != "" && string(r.Last) != r.State {
+		text += ", then " + string(r.Last)
+	}
+	if r.Status != "" {
+		text += ", " + r.Status
+	}
+	if r.Detail != "" {
+		text += " " + r.Detail
+	}
+	return text
+}
+
+// attemptLine is one API call and the ESP's answer.
+func attemptLine(a admin.Attempt) string {
+	text := fmt.Sprintf("%s  %s attempt %d: %s", stamp(a.Started), a.Account, a.Attempt, a.State)
+	if a.HTTPStatus != 0 {
+		text += fmt.Sprintf(", HTTP %d", a.HTTPStatus)
+	}
+	if a.Kind != "" {
+		text += ", " + a.Kind
+	}
+	if a.Elapsed > 0 {
+		text += ", " + a.Elapsed.Round(time.Millisecond).String()
+	}
+	if a.Detail != "" {
+		text += ": " + a.Detail
+	}
+	return text
+}
+
+// eventLine is an event of a mail that stands above it, in local time as everything on that screen.
+func eventLine(e event.Event) string {
+	text := stamp(e.Time) + "  " + string(e.Kind)
+	for _, s := range []string{e.Recipient, e.Status, dsn.Said(e)} {
+		if s != "" {
+			text += "  " + s
+		}
+	}
+	return text
 }
 
 func sender(from string) string {

@@ -26,11 +26,12 @@ func sendCommand() *cobra.Command {
 	var from, subject, listener, user, passwordFile string
 	var to, attach []string
 	c := &cobra.Command{
-		Use: "send --from A --to B[,C] [FILE]", Short: "send a test mail through the running bridge",
+		Use: "send --from A --to B[,C] [FILE]", GroupID: groupMail, Short: "send a test mail through the running bridge",
 		Long: `Speaks SMTP to a listener of the running bridge, as an application would. FILE is a
-complete mail (RFC 5322); without it a short text is made from --subject and --attach.
-Exit code 75 when the bridge cannot be reached or says "try again later".`,
-		Args: usageArgs(cobra.MaximumNArgs(1)),
+complete mail (RFC 5322); without it a short text is made from --subject and --attach.`,
+		Example:     "  smtpbridge send --from me@example.com --to ada@example.net\n  smtpbridge send --from me@example.com --to ada@example.net --user crm --password-file crm.pw order.eml",
+		Annotations: map[string]string{annotationExit: exitCodes + ", 75 the bridge cannot be reached or says \"try again later\""},
+		Args:        usageArgs(cobra.MaximumNArgs(1)),
 	}
 	file := configFlag(c)
 	f := c.Flags()
@@ -43,11 +44,11 @@ Exit code 75 when the bridge cannot be reached or says "try again later".`,
 	f.StringVar(&passwordFile, "password-file", "", "file with the user's password")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if from == "" || len(to) == 0 {
-			return &exitError{2, errors.New("give --from and --to")}
+			return usageError(c, "give --from and --to")
 		}
 		for _, a := range append([]string{from}, to...) {
 			if err := envelope.ValidateAddr(a); err != nil {
-				return &exitError{2, fmt.Errorf("%q: %w", a, err)}
+				return usageError(c, "%q: %w", a, err)
 			}
 		}
 		cfg, err := config.Load(*file, all.Registry().Names())
@@ -139,7 +140,7 @@ func submit(ctx context.Context, l *config.Listener, auth stdsmtp.Auth, from str
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
-		return "", &exitError{75, fmt.Errorf("no bridge answers at listener %s: %w", l.Name, err)}
+		return "", &exitError{exTempFail, fmt.Errorf("no bridge answers at listener %s: %w", l.Name, err)}
 	}
 	defer conn.Close()
 	if deadline, ok := ctx.Deadline(); ok {
@@ -160,11 +161,11 @@ func submit(ctx context.Context, l *config.Listener, auth stdsmtp.Auth, from str
 	case errors.As(err, &perr):
 		err = fmt.Errorf("the bridge answered: %d %s", perr.Code, perr.Msg)
 		if perr.Code < 500 {
-			return "", &exitError{75, err}
+			return "", &exitError{exTempFail, err}
 		}
 		return "", err
 	}
-	return "", &exitError{75, err}
+	return "", &exitError{exTempFail, err}
 }
 
 func dialogue(conn net.Conn, own *tls.Config, auth stdsmtp.Auth, from string, to []string, data []byte) (string, error) {

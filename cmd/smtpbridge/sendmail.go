@@ -23,12 +23,11 @@ import (
 	"smtpbridge/mime"
 )
 
-// Exit codes of sysexits.h, which callers of sendmail know.
+// Further exit codes of sysexits.h, which callers of sendmail know.
 const (
 	exUsage       = 64 // the command line
 	exDataErr     = 65 // the mail
 	exUnavailable = 69 // the server refused it for good
-	exTempFail    = 75 // try again later
 	exConfig      = 78
 )
 
@@ -74,11 +73,14 @@ func sendmailName(argv0 string, args []string) []string {
 
 func sendmailCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "sendmail [-t] [-i] [-f ADDRESS] [-F NAME] [-bs] [RECIPIENT...]", Short: "take a mail as /usr/sbin/sendmail does",
+		Use: "sendmail [-t] [-i] [-f ADDRESS] [-F NAME] [-bs] [RECIPIENT...]", GroupID: groupMail, Short: "take a mail as /usr/sbin/sendmail does",
 		Long: `Compatible with /usr/sbin/sendmail as PHP, cron and git use it; also works when the program is
 called by that name (ln -s smtpbridge /usr/sbin/sendmail). It reads a mail from standard input and
 hands it to the bridge by SMTP. Settings: ` + sendmailConfig + ` (server, domain, tls), never
-bridge.toml. Exit codes are those of sysexits.h; 75 when the bridge cannot be reached.`,
+bridge.toml.`,
+		Example: "  printf 'Subject: hello\\n\\ntext\\n' | smtpbridge sendmail -t -i -f me@example.com ada@example.net",
+		Annotations: map[string]string{annotationExit: `those of sysexits.h: 0 accepted, 64 command line, 65 mail or recipient, 69 refused for good,
+  75 the bridge cannot be reached or says "try again later", 78 settings`},
 		DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 && args[0] == "--help" {

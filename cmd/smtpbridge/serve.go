@@ -18,8 +18,9 @@ import (
 
 func serveCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "serve", Short: "run the bridge", Args: usageArgs(cobra.NoArgs),
-		Long: "Runs the bridge until SIGTERM or SIGINT. SIGHUP reads the configuration again (all but sockets)\nand reopens the event file. Under systemd it reports readiness and feeds the watchdog.",
+		Use: "serve", GroupID: groupStart, Short: "run the bridge", Args: usageArgs(cobra.NoArgs),
+		Long:    "Runs the bridge until SIGTERM or SIGINT. SIGHUP reads the configuration again (all but sockets)\nand reopens the event file. Under systemd it reports readiness and feeds the watchdog.",
+		Example: "  smtpbridge serve -c bridge.toml",
 	}
 	file := configFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error { return serve(c.Context(), *file) }

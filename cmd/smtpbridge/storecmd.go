@@ -15,10 +15,17 @@ import (
 )
 
 func storeCommand() *cobra.Command {
-	c := &cobra.Command{Use: "store", Short: "look after the durable store"}
-	verify := &cobra.Command{Use: "verify", Short: "read every queued body and compare its checksum", Args: usageArgs(cobra.NoArgs)}
-	file := configFlag(verify)
-	verify.RunE = func(c *cobra.Command, _ []string) error {
+	return family("store", groupStore, "look after the durable store", storeVerify(), storeBackup())
+}
+
+func storeVerify() *cobra.Command {
+	c := &cobra.Command{
+		Use: "verify", Short: "read every queued body and compare its checksum", Args: usageArgs(cobra.NoArgs),
+		Example:     "  smtpbridge store verify",
+		Annotations: map[string]string{annotationExit: "0 every body is good, 1 some are not, 2 the command line cannot be understood"},
+	}
+	file := configFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, err := config.Load(*file, all.Registry().Names())
 		if err != nil {
 			return err
@@ -61,7 +68,6 @@ func storeCommand() *cobra.Command {
 		}
 		return nil
 	}
-	c.AddCommand(verify, storeBackup())
 	return c
 }
 
@@ -71,6 +77,7 @@ func storeBackup() *cobra.Command {
 		Long: `Copies database and bodies to a directory that is empty or does not exist. In the copy every
 waiting mail is held, so that a bridge started on it sends nothing a second time by surprise:
 "smtpbridge queue release --all" lets it go. SQLite only; PostgreSQL has its own tools.`,
+		Example: "  smtpbridge store backup /var/backups/smtpbridge-today",
 	}
 	file := configFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -105,12 +112,13 @@ func backup(ctx context.Context, cfg *config.Config, dir string) error {
 
 func eraseCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "erase ADDRESS", Short: "forget an address: envelopes, ledger, headers, bodies, events", Args: usageArgs(cobra.ExactArgs(1)),
+		Use: "erase ADDRESS", GroupID: groupStore, Short: "forget an address: envelopes, ledger, headers, bodies, events", Args: usageArgs(cobra.ExactArgs(1)),
 		Long: `Removes an address from everything that is finished. Mails still in the queue are left alone and
 counted: deliver or delete them and erase again. Log files and the event file are not touched.`,
+		Example: "  smtpbridge erase ada@example.net",
 	}
 	file := configFlag(c)
-	asJSON := c.Flags().Bool("json", false, "as JSON")
+	asJSON := jsonFlag(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		api, err := operator(c.Context(), *file)
 		if err != nil {
