@@ -243,6 +243,9 @@ func runSuite(t *testing.T, e engine) {
 		{"suppressions", testSuppressions},
 		{"erase", testErase},
 		{"unanswered", testUnanswered},
+		{"notices", testNotices},
+		{"a DSN is enqueued whole", testEnqueueIsWhole},
+		{"told in the reply", testToldInReply},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, e) })

@@ -140,6 +140,11 @@ func (t *tx) eraseMail(ctx context.Context, id, key string, sum *Erased) error {
 	if _, err := t.exec(ctx, "UPDATE recipients SET address = ?, address_key = ?, detail = '' WHERE mail_id = ? AND address_key = ?", erasedAddress, erasedAddress, id, key); err != nil {
 		return err
 	}
+	if sender {
+		if _, err := t.exec(ctx, "UPDATE notices SET sender_key = '', due = 0 WHERE mail_id = ?", id); err != nil {
+			return err
+		}
+	}
 	if only || sender {
 		n, err := t.eraseEvents(ctx, "mail_id <> '' AND mail_id = ?", id)
 		sum.Events += n

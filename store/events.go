@@ -769,16 +769,6 @@ func (t *tx) setCursor(ctx context.Context, name, cursor string) error {
 	return err
 }
 
-// Enqueue commits a receipt of this store as Receipt.Commit does and moves a cursor in the same
-// transaction: a sink that writes a mail about an event does so exactly once.
-func (s *Store) Enqueue(ctx context.Context, r Receipt, m Mail, jobs []NewJob, name, cursor string, evs ...event.Event) error {
-	rc, ok := r.(*receipt)
-	if !ok || rc.s != s {
-		return errors.New("store: the receipt is of another store")
-	}
-	return rc.commit(ctx, m, jobs, evs, func(ctx context.Context, t *tx) error { return t.setCursor(ctx, name, cursor) })
-}
-
 // Events returns events as the filter says: ID is a queue id, Address and Recipient name the
 // recipient, After is an event id.
 func (s *Store) Events(ctx context.Context, f Filter) ([]event.Event, error) {

@@ -573,7 +573,7 @@ func testAccountsAndCursors(t *testing.T, e engine) {
 	r, err := f.Begin(t.Context())
 	f.must(err)
 	m := testMail(f.clock.now(), "one@example.org")
-	f.must(f.Enqueue(t.Context(), r, m, []NewJob{{Accounts: []string{"local"}, Rcpts: []int{0}}}, "dsn", "7"))
+	f.must(f.Enqueue(t.Context(), r, m, []NewJob{{Accounts: []string{"local"}, Rcpts: []int{0}}}, nil, "dsn", "7"))
 	if c, _ := f.Cursor(t.Context(), "dsn"); c != "7" {
 		t.Fatal(c)
 	}

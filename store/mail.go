@@ -374,7 +374,8 @@ func (t *tx) finish(ctx context.Context, id string, now time.Time) error {
 	if state != string(MailDeleted) {
 		state = string(MailFinished)
 	}
-	if _, err := t.exec(ctx, "UPDATE mails SET state = ?, hold_reason = '', finished = ?, failed = ? WHERE id = ?", state, us(now), bad, id); err != nil {
+	if _, err := t.exec(ctx, "UPDATE mails SET state = ?, hold_reason = CASE WHEN ? > 0 AND (hold_reason LIKE ? OR hold_reason = ?) THEN hold_reason ELSE '' END, finished = ?, failed = ? WHERE id = ?",
+		state, bad, waitMark+"%", goneMark, us(now), bad, id); err != nil {
 		return err
 	}
 	t.s.keepMu.Lock()

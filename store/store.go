@@ -57,7 +57,7 @@ type Mail struct {
 	Header     []byte // top header block, kept with the ledger after the body is purged
 	SHA256     string // hex, of the stored bytes
 	State      MailState
-	HoldReason string    // of a queued mail: the mark of Unanswered
+	HoldReason string    // of a mail that is not held: the mark of Unanswered
 	Finished   time.Time // zero while queued
 	BodyPurged bool
 }

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"smtpbridge/event"
 )
 
 // A mail taken by a listener that answers after the first attempt (accept = "wait") is durable
 // before its client knows. Until the client is answered, its HoldReason carries a mark, which
-// Answer takes off before the 250 leaves. A mail found with the mark after its time is one whose
-// client heard nothing and will send it again: Abandon drops what was not started.
+// Answer takes off before the reply leaves. A mail found with the mark after its time is one whose
+// client heard nothing and will send it again: Abandon drops what was not started. A mail that finishes
+// with refused recipients keeps the mark until then: what the reply tells, no DSN needs to.
 const (
 	waitMark = "unanswered until "
 	goneMark = "the client left without an answer"
@@ -22,18 +25,38 @@ const (
 // mail is queued, not held. until is when AbandonOverdue may give the client up.
 func Unanswered(until time.Time) string { return waitMark + until.UTC().Format(time.RFC3339) }
 
-// Answer notes that the client is answered with success: from now on the mail is an ordinary one.
+// unanswered reads the mark; one that cannot be read is overdue.
+func unanswered(reason string) (until time.Time, ok bool) {
+	mark, ok := strings.CutPrefix(reason, waitMark)
+	if !ok {
+		return time.Time{}, false
+	}
+	until, err := time.Parse(time.RFC3339, mark)
+	if err != nil {
+		return time.Time{}, true
+	}
+	return until, true
+}
+
+// Answer notes that the client is answered: from now on the mail is an ordinary one. told are the
+// recipients whose refusal the reply itself tells, so that no DSN does.
 // ErrStale: it was abandoned meanwhile, and the client must hear a temporary refusal.
-func (s *Store) Answer(ctx context.Context, id string) error {
+func (s *Store) Answer(ctx context.Context, id string, told ...int) error {
 	err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
-		state, reason, err := t.waitState(ctx, id)
+		_, reason, err := t.waitState(ctx, id)
 		switch {
 		case err != nil:
 			return err
 		case reason == goneMark:
 			return fmt.Errorf("%w: %s", ErrStale, goneMark)
-		case state == MailQueued && strings.HasPrefix(reason, waitMark):
+		case strings.HasPrefix(reason, waitMark):
 			_, err = t.exec(ctx, "UPDATE mails SET hold_reason = '' WHERE id = ?", id)
+		}
+		for _, n := range told {
+			if err != nil {
+				break
+			}
+			_, err = t.putNotice(ctx, Notice{MailID: id, N: n, Action: event.ActionFailed, Reason: "told in the reply"})
 		}
 		return err
 	})
@@ -65,11 +88,8 @@ func (s *Store) AbandonOverdue(ctx context.Context, before time.Time) (int, erro
 		if err := scan(&id, &reason); err != nil {
 			return err
 		}
-		until, ok := strings.CutPrefix(reason, waitMark)
-		if !ok {
-			return nil
-		}
-		if at, err := time.Parse(time.RFC3339, until); err == nil && !before.IsZero() && !at.Before(before) {
+		until, ok := unanswered(reason)
+		if !ok || !before.IsZero() && !until.Before(before) {
 			return nil
 		}
 		ids = append(ids, id)

@@ -132,7 +132,7 @@ func testUnanswered(t *testing.T, e engine) {
 	}
 	call.State = CallRefused
 	f.must(f.Settle(ctx, Settlement{Claim: c, Calls: []CallResult{{Call: call}}, Rcpts: []RcptResult{{N: 0, State: RcptRejected, Status: "5.1.1"}}}))
-	if d := f.detail(refused); d.Mail.State != MailFinished || d.Mail.HoldReason != "" || d.Mail.BodyPurged {
+	if d := f.detail(refused); d.Mail.State != MailFinished || !strings.HasPrefix(d.Mail.HoldReason, waitMark) || d.Mail.BodyPurged {
 		t.Errorf("refused: %+v", d.Mail)
 	}
 	f.must(f.PurgeBody(ctx, refused))

@@ -131,27 +131,33 @@ func (t *transaction) reply(ctx context.Context, id string) error {
 		return nil // finished, and already gone from the ledger
 	}
 	if err != nil {
-		return t.in.answer(ctx, id)
+		return t.in.answer(ctx, id, nil)
 	}
-	refused := 0
+	var refused []int
 	for i := range d.Rcpts {
 		r := &d.Rcpts[i]
 		if r.State != store.RcptRejected && r.State != store.RcptFailed {
 			continue
 		}
-		refused++
+		refused = append(refused, r.N)
 		if t.refused[r.Addr] == nil {
 			t.refuseRcpt(r.Addr, rcptRefusal(r)) // said over LMTP only
 		}
 	}
-	if refused < len(d.Rcpts) {
-		if d.Mail.State == store.MailFinished {
+	if len(refused) < len(d.Rcpts) {
+		switch l := findConfigListener(t.parts.cfg, d.Mail.Envelope.Listener); {
+		case d.Mail.State == store.MailFinished && len(refused) == 0:
 			return nil
+		case l == nil || l.Protocol != "lmtp":
+			refused = nil // the one reply does not name them
 		}
-		return t.in.answer(ctx, id)
+		return t.in.answer(ctx, id, refused)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeWait)
 	defer cancel()
+	if err := t.in.store.Answer(ctx, id, refused...); err != nil {
+		t.in.log.Error("the sender of a refused mail may be told a second time", "event", "smtp.answer_failed", "id", id, "err", err)
+	}
 	if err := t.in.store.PurgeBody(ctx, id); err != nil {
 		t.in.log.Error("the body of a refused mail stays until its retention is over", "event", "smtp.purge_failed", "id", id, "err", err)
 	}
@@ -161,14 +167,15 @@ func (t *transaction) reply(ctx context.Context, id string) error {
 // answer takes the mark off, after which the mail is as good as any with a 250. A store that fails
 // is asked again for a while: the only other answer is a temporary refusal, and the client would
 // send again what may be delivered.
-func (in *intake) answer(ctx context.Context, id string) error {
+// told are the recipients whose refusal is said in the reply.
+func (in *intake) answer(ctx context.Context, id string, told []int) error {
 	gone := smtp.ClientGone(ctx)
 	ctx = context.WithoutCancel(ctx)
 	giveUp := time.NewTimer(answerGrace)
 	defer giveUp.Stop()
 	for {
 		once, cancel := context.WithTimeout(ctx, storeWait)
-		err := in.store.Answer(once, id)
+		err := in.store.Answer(once, id, told...)
 		cancel()
 		switch {
 		case err == nil || errors.Is(err, store.ErrNotFound):
