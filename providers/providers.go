@@ -36,11 +36,17 @@ type Preparer interface {
 	Prepare(m *translate.Mail) (*http.Request, error)
 }
 
-// WebhookParser is optional: verifies a request, then parses it. The error is ErrSignature when it does
-// not verify, ErrUnavailable when that cannot be told now (a key server is down), ErrMalformed
-// when it verified but cannot be read at all. One bad item never drops the others.
-// body is the exact body received; r.Body is not to be read. Nothing is logged or stored here.
+// WebhookParser is optional: verifies a request, and reads it. The two are apart because they see different bytes:
+// the signature covers the body as it came, while the events are read from the request as it is stored, without
+// credentials and mail text. So a stored request can be read again at any time, by a later version too, and gives the
+// same ids. r.Body is not to be read. Nothing is logged or stored here.
 type WebhookParser interface {
+	// VerifyWebhook checks that the ESP made the request. body is the exact body received. The error is
+	// ErrSignature when it does not verify, ErrUnavailable when that cannot be told now (a key server is down).
+	VerifyWebhook(r *http.Request, body []byte) error
+	// ParseWebhook reads a request that has verified. Of r only the headers are to be used. An event's id comes from
+	// the vendor's facts; "" = from the item's place in the request. A time that the vendor does not give stays zero: it is
+	// that of the receipt. The error is ErrMalformed when nothing can be read at all. One bad item never drops the others.
 	ParseWebhook(r *http.Request, body []byte) ([]event.Event, error)
 }
 
@@ -246,6 +252,9 @@ type Webhook struct {
 	BadSignature int      // status for a bad signature; 0 = 401
 	Events       []string // native event names to register
 	Private      []string // names of JSON, form or multipart fields, at any depth, that hold mail text: cut from stored requests
+	// Keep, if set, gives what is to stay of such a field because ParseWebhook needs it (the machine-readable part of a
+	// bounce); "" = nothing. The field's name comes in lower case.
+	Keep func(field, text string) string
 }
 
 // Tracking is the account's setting of the same name.

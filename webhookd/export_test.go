@@ -1,6 +1,8 @@
 package webhookd
 
-// CutBody is cutBody for an account with these private fields.
+import "smtpbridge/providers"
+
+// CutBody is what is stored of a body, for an account with these private fields.
 func CutBody(contentType string, body []byte, private ...string) []byte {
-	return (&account{private: privateFields(private)}).cutBody(contentType, body)
+	return newCutter(providers.Webhook{Private: private}).body(contentType, body)
 }

@@ -14,6 +14,7 @@ import (
 
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
+	"smtpbridge/providers"
 	"smtpbridge/store"
 )
 
@@ -23,14 +24,33 @@ const cut = "<cut>"
 // alwaysPrivate are names that hold mail text wherever they occur; a provider's Info adds to them.
 var alwaysPrivate = []string{"htmlbody", "textbody", "html_body", "text_body", "body_html", "body_plain", "mime", "raw_msg", "raw_mime"}
 
-func privateFields(names []string) map[string]bool {
-	m := make(map[string]bool, len(alwaysPrivate)+len(names))
-	for _, list := range [][]string{alwaysPrivate, names} {
+// cutter takes mail text out of a body.
+type cutter struct {
+	private map[string]bool // names of fields with mail text, lower case
+	keep    func(field, text string) string
+}
+
+func newCutter(w providers.Webhook) cutter {
+	c := cutter{private: make(map[string]bool, len(alwaysPrivate)+len(w.Private)), keep: w.Keep}
+	for _, list := range [][]string{alwaysPrivate, w.Private} {
 		for _, n := range list {
-			m[strings.ToLower(n)] = true
+			c.private[strings.ToLower(n)] = true
 		}
 	}
-	return m
+	return c
+}
+
+// has reports whether the field holds mail text.
+func (c cutter) has(field string) bool { return c.private[strings.ToLower(field)] }
+
+// left is what stays of a private field.
+func (c cutter) left(field, text string) string {
+	if c.keep != nil {
+		if s := c.keep(strings.ToLower(field), text); s != "" {
+			return s
+		}
+	}
+	return cut
 }
 
 func newBuffer(n int64) *bytes.Buffer { return bytes.NewBuffer(make([]byte, 0, n)) }
@@ -41,7 +61,7 @@ func (a *account) rawRequest(kind string, r *http.Request, body []byte, now time
 	raw := &store.RawRequest{
 		Account: a.Name, Kind: kind, Method: r.Method, URL: a.maskURL(r.URL),
 		Header: a.maskHeader(r), Received: now,
-		Body: a.cutBody(r.Header.Get("Content-Type"), body),
+		Body: a.cutter.body(r.Header.Get("Content-Type"), body),
 	}
 	raw.ID = event.FactID(a.Name, "request", kind, string(body))
 	return raw
@@ -107,23 +127,23 @@ func credentialName(k string) bool {
 	return false
 }
 
-// cutBody replaces the values of private fields. Of a body that cannot be read to its end only the
+// body replaces the values of private fields. Of a body that cannot be read to its end only the
 // part that was read is kept.
-func (a *account) cutBody(contentType string, body []byte) []byte {
+func (c cutter) body(contentType string, body []byte) []byte {
 	typ, params, _ := mime.ParseMediaType(contentType)
 	switch first := bytes.TrimLeft(body, " \t\r\n"); {
 	case typ == "application/x-www-form-urlencoded":
-		return cutForm(body, a.private)
+		return c.form(body)
 	case typ == "multipart/form-data":
-		return cutMultipart(body, params["boundary"], a.private)
+		return c.multipart(body, params["boundary"])
 	case len(first) > 0 && (first[0] == '{' || first[0] == '['):
-		return cutJSON(body, a.private)
+		return c.json(body)
 	}
 	return body
 }
 
-// cutJSON works on the text, so that all but the private values stays byte for byte as it came.
-func cutJSON(body []byte, private map[string]bool) []byte {
+// json works on the text, so that all but the private values stays byte for byte as it came.
+func (c cutter) json(body []byte) []byte {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
 	var (
@@ -162,7 +182,7 @@ func cutJSON(body []byte, private map[string]bool) []byte {
 		}
 		key, _ := tok.(string)
 		stack[len(stack)-1] = ':'
-		if !private[strings.ToLower(key)] {
+		if !c.has(key) {
 			continue
 		}
 		keyEnd := dec.InputOffset()
@@ -177,13 +197,29 @@ func cutJSON(body []byte, private map[string]bool) []byte {
 		}
 		end := dec.InputOffset()
 		out.Write(body[done : end-int64(len(v))])
-		out.WriteString(`"` + cut + `"`)
+		left := cut
+		var text string
+		if v[0] == '"' && json.Unmarshal(v, &text) == nil {
+			left = c.left(key, text)
+		}
+		out.Write(quote(left))
 		done = end
 	}
 }
 
-// cutForm also looks into values that are JSON themselves (Mandrill posts them so).
-func cutForm(body []byte, private map[string]bool) []byte {
+// quote writes a string as JSON; < and > stay as they are.
+func quote(s string) []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s); err != nil {
+		panic(err) // a string always marshals
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte{'\n'})
+}
+
+// form also looks into values that are JSON themselves (Mandrill posts them so).
+func (c cutter) form(body []byte) []byte {
 	pairs := strings.Split(string(body), "&")
 	for i, p := range pairs {
 		k, v, ok := strings.Cut(p, "=")
@@ -191,21 +227,21 @@ func cutForm(body []byte, private map[string]bool) []byte {
 			continue
 		}
 		name, err := url.QueryUnescape(k)
-		if err != nil || private[strings.ToLower(name)] {
-			pairs[i] = k + "=" + url.QueryEscape(cut)
+		text, terr := url.QueryUnescape(v)
+		if err != nil || c.has(name) {
+			pairs[i] = k + "=" + url.QueryEscape(c.left(name, text))
 			continue
 		}
-		text, err := url.QueryUnescape(v)
-		if err == nil && len(text) > 0 && (text[0] == '{' || text[0] == '[') {
-			if c := cutJSON([]byte(text), private); string(c) != text {
-				pairs[i] = k + "=" + url.QueryEscape(string(c))
+		if terr == nil && len(text) > 0 && (text[0] == '{' || text[0] == '[') {
+			if short := c.json([]byte(text)); string(short) != text {
+				pairs[i] = k + "=" + url.QueryEscape(string(short))
 			}
 		}
 	}
 	return []byte(strings.Join(pairs, "&"))
 }
 
-func cutMultipart(body []byte, boundary string, private map[string]bool) []byte {
+func (c cutter) multipart(body []byte, boundary string) []byte {
 	var out bytes.Buffer
 	w := multipart.NewWriter(&out)
 	if boundary == "" || w.SetBoundary(boundary) != nil {
@@ -221,15 +257,13 @@ func cutMultipart(body []byte, boundary string, private map[string]bool) []byte 
 		if err != nil {
 			return out.Bytes()
 		}
-		if private[strings.ToLower(p.FormName())] || p.FileName() != "" {
-			io.WriteString(pw, cut) // a bytes.Buffer takes everything
-			continue
-		}
 		text, err := io.ReadAll(p)
-		if first := bytes.TrimLeft(text, " \t\r\n"); len(first) > 0 && (first[0] == '{' || first[0] == '[') {
-			text = cutJSON(text, private)
+		if c.has(p.FormName()) || p.FileName() != "" {
+			text = []byte(c.left(p.FormName(), string(text)))
+		} else if first := bytes.TrimLeft(text, " \t\r\n"); len(first) > 0 && (first[0] == '{' || first[0] == '[') {
+			text = c.json(text)
 		}
-		pw.Write(text) // as above
+		pw.Write(text) // a bytes.Buffer takes everything
 		if err != nil {
 			w.Close()
 			return out.Bytes()

@@ -255,12 +255,16 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 	var (
 		evs   []event.Event
 		mails []providers.Inbound
+		raw   *store.RawRequest
 		err   error
 	)
 	if kind == kindWebhook {
-		evs, err = a.webhook.ParseWebhook(r, body)
-	} else {
-		mails, err = a.inbound.ParseInbound(r, body)
+		if err = a.webhook.VerifyWebhook(r, body); err == nil {
+			raw = a.rawRequest(kind, r, body, now)
+			evs, err = a.events(raw, s.KeepReaders, now)
+		}
+	} else if mails, err = a.inbound.ParseInbound(r, body); err == nil {
+		raw = a.rawRequest(kind, r, body, now)
 	}
 	switch {
 	case errors.Is(err, providers.ErrSignature):
@@ -285,11 +289,9 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 		return plain(http.StatusOK)
 	}
 
-	raw := a.rawRequest(kind, r, body, now)
 	if kind == kindInbound {
 		err = s.Inbox(ctx, a.Name, raw, mails)
 	} else {
-		s.complete(a, raw, evs, now)
 		var fresh int
 		fresh, err = s.Recorder.Record(ctx, raw, evs...)
 		if err == nil {
@@ -411,8 +413,14 @@ type logTime struct {
 	left int
 }
 
-// complete fills in what a provider leaves to us and bounds every text.
-func (s *state) complete(a *account, raw *store.RawRequest, evs []event.Event, now time.Time) {
+// events reads a webhook request as it is stored, fills in what a provider leaves to us and bounds every
+// text. What a request says does not depend on when it is read, but for Seen.
+func (a *account) events(raw *store.RawRequest, keepReaders bool, now time.Time) ([]event.Event, error) {
+	r := &http.Request{Method: raw.Method, Header: http.Header(raw.Header), Body: http.NoBody}
+	evs, err := a.webhook.ParseWebhook(r, raw.Body)
+	if err != nil {
+		return nil, err
+	}
 	for i := range evs {
 		e := &evs[i]
 		e.V, e.Account, e.Provider, e.Seen, e.RawID = event.Version, a.Name, a.Info.Name, now, raw.ID
@@ -420,19 +428,19 @@ func (s *state) complete(a *account, raw *store.RawRequest, evs []event.Event, n
 			e.Kind = event.Unknown
 		}
 		if e.Time.IsZero() {
-			e.Time = now
+			e.Time = raw.Received
 		}
 		e.Time = e.Time.UTC()
-		if e.Kind.Engagement() && !s.KeepReaders {
+		if e.Kind.Engagement() && !keepReaders {
 			e.IP, e.UserAgent = "", ""
 		}
 		if e.ID == "" {
-			// From the stored form of the request, so that a replay comes to the same id.
 			sum := sha256.Sum256(raw.Body)
 			e.ID = event.FactID(a.Name, "item", hex.EncodeToString(sum[:]), strconv.Itoa(i))
 		}
 		e.Sanitize()
 	}
+	return evs, nil
 }
 
 // clean makes an error fit for the log: our secrets out, cut, one line.

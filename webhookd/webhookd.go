@@ -145,7 +145,7 @@ type account struct {
 	webhook providers.WebhookParser // nil: takes no webhooks
 	inbound providers.InboundParser // nil: takes no inbound mail
 	getter  providers.WebhookGetter // nil: serves nothing by GET
-	private map[string]bool         // names of fields with mail text, lower case
+	cutter  cutter
 	health  *health
 }
 
@@ -213,7 +213,7 @@ func (h *Handler) Reload(c Config) error {
 			errs = append(errs, fmt.Errorf("account %q: the name is empty or used twice", a.Name))
 			continue
 		}
-		acc := &account{Account: a, private: privateFields(a.Info.Webhook.Private), health: h.healthOf(a.Name)}
+		acc := &account{Account: a, cutter: newCutter(a.Info.Webhook), health: h.healthOf(a.Name)}
 		acc.webhook, _ = a.Provider.(providers.WebhookParser)
 		acc.inbound, _ = a.Provider.(providers.InboundParser)
 		acc.getter, _ = a.Provider.(providers.WebhookGetter)

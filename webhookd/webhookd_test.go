@@ -62,6 +62,21 @@ func sign(key, ts string, body []byte) string {
 	return hex.EncodeToString(m.Sum(nil))
 }
 
+func (p *espProvider) VerifyWebhook(r *http.Request, body []byte) error {
+	if p.entered != nil {
+		p.entered <- struct{}{}
+	}
+	if p.gate != nil {
+		<-p.gate
+	}
+	if p.before != nil {
+		if err := p.before(r, body); err != nil {
+			return err
+		}
+	}
+	return p.verify(r, body)
+}
+
 func (p *espProvider) verify(r *http.Request, body []byte) error {
 	if !p.signed {
 		return nil
@@ -84,21 +99,7 @@ func (p *espProvider) verify(r *http.Request, body []byte) error {
 	return providers.ErrSignature
 }
 
-func (p *espProvider) ParseWebhook(r *http.Request, body []byte) ([]event.Event, error) {
-	if p.entered != nil {
-		p.entered <- struct{}{}
-	}
-	if p.gate != nil {
-		<-p.gate
-	}
-	if p.before != nil {
-		if err := p.before(r, body); err != nil {
-			return nil, err
-		}
-	}
-	if err := p.verify(r, body); err != nil {
-		return nil, err
-	}
+func (p *espProvider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event, error) {
 	var items []json.RawMessage
 	if err := json.Unmarshal(body, &items); err != nil {
 		return nil, fmt.Errorf("%w: %v", providers.ErrMalformed, err)

@@ -29,12 +29,9 @@ const (
 	maxEvents = 1000
 )
 
-// ParseWebhook reads an event: https://maileroo.com/help/use-webhooks
-func (p *provider) ParseWebhook(r *http.Request, body []byte) ([]event.Event, error) {
-	if err := verify(p.opts.WebhookSecrets, r, body); err != nil {
-		return nil, err
-	}
-	return p.parseEvents(body)
+// VerifyWebhook checks the signature.
+func (p *provider) VerifyWebhook(r *http.Request, body []byte) error {
+	return verify(p.opts.WebhookSecrets, r, body)
 }
 
 // verify checks the HMAC-SHA256 of the exact body with each of the configured secrets. The scheme has no time
@@ -66,8 +63,9 @@ func verify(secrets []secret.String, r *http.Request, body []byte) error {
 	return nil
 }
 
-// parseEvents reads one event, as documented, or several in an array or under "events", for which integrators are prepared.
-func (p *provider) parseEvents(body []byte) ([]event.Event, error) {
+// ParseWebhook reads one event, as documented (https://maileroo.com/help/use-webhooks), or several in an array or
+// under "events", for which integrators are prepared.
+func (p *provider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event, error) {
 	items := []json.RawMessage{body}
 	var w struct {
 		Events []json.RawMessage `json:"events"`
@@ -112,19 +110,13 @@ func (p *provider) events(w *webhook) []event.Event {
 		n = native{kind: event.Unknown}
 	}
 	base := event.Event{
-		V: event.Version, Seen: p.now().UTC(), Kind: n.kind, Account: p.opts.Account, Provider: name,
+		V: event.Version, Kind: n.kind, Account: p.opts.Account, Provider: name,
 		ProviderMessageID: foldReference(string(w.Reference)), ProviderEventID: event.Clean(string(w.EventID), 128),
 		ProviderEvent: event.Clean(string(w.EventType), 64), MessageID: event.Clean(strings.Trim(string(w.MessageID), "<> "), 998),
 		URL: event.Clean(string(w.Data.URL), 2048), UserAgent: event.Clean(string(w.Data.UserAgent), event.MaxText), IP: event.Clean(string(w.Data.IP), 64),
 	}
-	switch at := parseTime(string(w.EventTime)); {
-	case !at.IsZero():
-		base.Time = at
-	default:
+	if base.Time = parseTime(string(w.EventTime)); base.Time.IsZero() {
 		base.Time = parseTime(string(w.InsertedAt))
-	}
-	if base.Time.IsZero() {
-		base.Time = base.Seen
 	}
 	readTags(&base, w.Tags)
 	said := string(w.Data.Reason)

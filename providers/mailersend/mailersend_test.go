@@ -608,7 +608,7 @@ func TestSDK(t *testing.T) {
 	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err == nil && strings.HasSuffix(r.URL.Path, "/acct") {
-			_, err = p.ParseWebhook(r, body)
+			_, err = providertest.Receive(p, r, body)
 		} else {
 			err = providers.ErrSignature
 		}

@@ -28,20 +28,18 @@ const (
 	activityDot = "activity."
 )
 
-// ParseWebhook reads one event, of webhooks version 1 or 2: https://developers.mailersend.com/account/webhooks
-func (p *provider) ParseWebhook(r *http.Request, body []byte) ([]event.Event, error) {
+// VerifyWebhook checks the signature of an event, or of a ping.
+func (p *provider) VerifyWebhook(r *http.Request, body []byte) error {
 	sig := signature(r)
-	if verify([][]byte{[]byte(pingSecret)}, sig, body) == nil {
-		var w hook
-		if json.Unmarshal(body, &w) != nil || w.Type != typePing {
-			return nil, fmt.Errorf("%w: the public secret signs pings only", providers.ErrSignature)
-		}
-		return nil, nil
+	err := verify(p.keys, sig, body)
+	if err == nil || verify([][]byte{[]byte(pingSecret)}, sig, body) != nil {
+		return err
 	}
-	if err := verify(p.keys, sig, body); err != nil {
-		return nil, err
+	var w hook
+	if json.Unmarshal(body, &w) != nil || w.Type != typePing {
+		return fmt.Errorf("%w: the public secret signs pings only", providers.ErrSignature)
 	}
-	return p.parseEvent(body)
+	return nil
 }
 
 // ParseInbound reads a received mail. Each inbound route has a secret of its own.
@@ -99,7 +97,8 @@ func verify(keys [][]byte, sig, body []byte) error {
 	return fmt.Errorf("%w: no configured signing secret fits", providers.ErrSignature)
 }
 
-func (p *provider) parseEvent(body []byte) ([]event.Event, error) {
+// ParseWebhook reads one event, of webhooks version 1 or 2: https://developers.mailersend.com/account/webhooks
+func (p *provider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event, error) {
 	var w hook
 	if err := json.Unmarshal(body, &w); err != nil {
 		return nil, fmt.Errorf("%w: not an event", providers.ErrMalformed)
@@ -130,7 +129,7 @@ func (p *provider) event(native string, w hook, d activity) event.Event {
 		n = meaningOf{kind: event.Unknown}
 	}
 	e := event.Event{
-		V: event.Version, Seen: p.now().UTC(), Kind: n.kind, Account: p.opts.Account, Provider: name,
+		V: event.Version, Kind: n.kind, Account: p.opts.Account, Provider: name,
 		ProviderEvent: event.Clean(native, 64), ProviderEventID: event.Clean(string(d.ID), 128),
 		ProviderMessageID: event.Clean(first(d.MessageID, d.Email.Message.ID), 128),
 		Action:            n.action, Status: n.status, RejectReason: n.reason,
@@ -143,9 +142,7 @@ func (p *provider) event(native string, w hook, d activity) event.Event {
 		e.Recipient = address(d.Email.Address)
 	}
 	created := first(d.CreatedAt, w.CreatedAt)
-	if e.Time = parseTime(created); e.Time.IsZero() {
-		e.Time = e.Seen
-	}
+	e.Time = parseTime(created)
 	// An opened_unique repeats an opened, and version 1 repeats version 2, under one id.
 	base := strings.TrimSuffix(native, "_unique")
 	if d.ID != "" {

@@ -20,13 +20,8 @@ import (
 // maxCandidates bounds the addresses taken from one event.
 const maxCandidates = 200
 
-// ParseWebhook reads one event: https://docs.mailpace.com/guide/webhooks
-func (p *provider) ParseWebhook(r *http.Request, body []byte) ([]event.Event, error) {
-	if err := verify(p.keys, r, body); err != nil {
-		return nil, err
-	}
-	return p.parseEvent(body)
-}
+// VerifyWebhook checks the signature.
+func (p *provider) VerifyWebhook(r *http.Request, body []byte) error { return verify(p.keys, r, body) }
 
 // ParseInbound reads a received mail: https://docs.mailpace.com/guide/inbound. The post has no envelope: the
 // recipients are those of the forwarding headers if there are any, else those of To, Cc and Bcc.
@@ -76,7 +71,8 @@ func verify(keys []ed25519.PublicKey, r *http.Request, body []byte) error {
 	return fmt.Errorf("%w: no configured public key fits", providers.ErrSignature)
 }
 
-func (p *provider) parseEvent(body []byte) ([]event.Event, error) {
+// ParseWebhook reads one event: https://docs.mailpace.com/guide/webhooks
+func (p *provider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event, error) {
 	var w webhook
 	if err := json.Unmarshal(body, &w); err != nil || w.Event == "" && w.Payload.ID == "" {
 		return nil, fmt.Errorf("%w: not an event", providers.ErrMalformed)
@@ -87,7 +83,7 @@ func (p *provider) parseEvent(body []byte) ([]event.Event, error) {
 	}
 	l := &w.Payload
 	e := event.Event{
-		V: event.Version, Seen: p.now().UTC(), Kind: n.kind, Account: p.opts.Account, Provider: name,
+		V: event.Version, Kind: n.kind, Account: p.opts.Account, Provider: name,
 		ID:                event.FactID(p.opts.Account, string(l.ID), w.Event, string(l.UpdatedAt)),
 		ProviderMessageID: event.Clean(string(l.ID), 64), ProviderEvent: event.Clean(w.Event, 64),
 		MessageID: event.Clean(strings.Trim(string(l.MessageID), "<> "), 998),
@@ -95,13 +91,8 @@ func (p *provider) parseEvent(body []byte) ([]event.Event, error) {
 	}
 	created := parseTime(string(l.CreatedAt))
 	// updated_at is when the status changed; created_at when the API took the mail.
-	switch at := parseTime(string(l.UpdatedAt)); {
-	case !at.IsZero():
-		e.Time = at
-	case !created.IsZero():
+	if e.Time = parseTime(string(l.UpdatedAt)); e.Time.IsZero() {
 		e.Time = created
-	default:
-		e.Time = e.Seen
 	}
 	if e.Kind == event.Deferred && !created.IsZero() {
 		until := created.Add(retryWindow)

@@ -30,9 +30,14 @@ const (
 	testKey = "test-webhook"
 )
 
+// VerifyWebhook checks the signature.
+func (p *provider) VerifyWebhook(r *http.Request, body []byte) error {
+	return verify(r, body, p.opts.WebhookURL, p.opts.WebhookSecrets)
+}
+
 // ParseWebhook reads a batch of events: https://mailchimp.com/developer/transactional/docs/webhooks/
-func (p *provider) ParseWebhook(r *http.Request, body []byte) ([]event.Event, error) {
-	items, err := batch(r, body, p.opts.WebhookURL, p.opts.WebhookSecrets)
+func (p *provider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event, error) {
+	items, err := batch(body)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +71,10 @@ func (p *provider) ParseInbound(r *http.Request, body []byte) ([]providers.Inbou
 	if len(keys) == 0 {
 		keys = p.opts.WebhookSecrets
 	}
-	items, err := batch(r, body, p.opts.InboundURL, keys)
+	if err := verify(r, body, p.opts.InboundURL, keys); err != nil {
+		return nil, err
+	}
+	items, err := batch(body)
 	if err != nil {
 		return nil, err
 	}
@@ -96,35 +104,15 @@ func (p *provider) WebhookGet(path string) (contentType string, content []byte, 
 	return "text/plain; charset=utf-8", []byte("ok\n"), true
 }
 
-// batch verifies a post and gives its items.
-func batch(r *http.Request, body []byte, registered string, keys []secret.String) ([]json.RawMessage, error) {
+// batch gives the items of a post.
+func batch(body []byte) ([]json.RawMessage, error) {
 	form, err := parseForm(body)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the body is not a form", providers.ErrSignature)
+		return nil, fmt.Errorf("%w: the body is not a form", providers.ErrMalformed)
 	}
-	var events string
-	found := 0
-	for _, f := range form {
-		if f.name == eventsField {
-			events = f.value
-			found++
-		}
-	}
-	test, err := verify(form, r.Header.Get("X-Mandrill-Signature"), registered, keys)
-	if err != nil {
-		return nil, err
-	}
-	if found != 1 {
-		if test {
-			return nil, fmt.Errorf("%w: the public test key signs an empty batch only", providers.ErrSignature)
-		}
-		return nil, fmt.Errorf("%w: the form has %d fields %s", providers.ErrMalformed, found, eventsField)
-	}
-	if test {
-		if strings.TrimSpace(events) != "[]" {
-			return nil, fmt.Errorf("%w: the public test key signs an empty batch only", providers.ErrSignature)
-		}
-		return nil, nil
+	events, n := eventsOf(form)
+	if n != 1 {
+		return nil, fmt.Errorf("%w: the form has %d fields %s", providers.ErrMalformed, n, eventsField)
 	}
 	var items []json.RawMessage
 	if err := json.Unmarshal([]byte(events), &items); err != nil {
@@ -134,6 +122,17 @@ func batch(r *http.Request, body []byte, registered string, keys []secret.String
 }
 
 type field struct{ name, value string }
+
+// eventsOf is the value of the field with the events, and how many of that name there are.
+func eventsOf(form []field) (events string, n int) {
+	for _, f := range form {
+		if f.name == eventsField {
+			events = f.value
+			n++
+		}
+	}
+	return events, n
+}
 
 // parseForm decodes a form as it stands. (url.ParseQuery refuses a bare semicolon, and keeps no order.)
 func parseForm(body []byte) ([]field, error) {
@@ -157,17 +156,21 @@ func parseForm(body []byte) ([]field, error) {
 }
 
 // verify checks the signature: HMAC-SHA1 over the URL as it is registered, and name and value of each form field, by name.
-// The scheme has no time stamp, so a replayed request verifies; its events have the same ids and drop out. test says that only
-// the public test key fits.
-func verify(form []field, signature, registered string, keys []secret.String) (test bool, err error) {
-	sig, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(signature))
+// The scheme has no time stamp, so a replayed request verifies; its events have the same ids and drop out. The public test key
+// signs an empty batch.
+func verify(r *http.Request, body []byte, registered string, keys []secret.String) error {
+	form, err := parseForm(body)
+	if err != nil {
+		return fmt.Errorf("%w: the body is not a form", providers.ErrSignature)
+	}
+	sig, err := base64.StdEncoding.Strict().DecodeString(strings.TrimSpace(r.Header.Get("X-Mandrill-Signature")))
 	if err != nil || len(sig) != sha1.Size {
-		return false, fmt.Errorf("%w: X-Mandrill-Signature is missing or not 20 bytes in base64", providers.ErrSignature)
+		return fmt.Errorf("%w: X-Mandrill-Signature is missing or not 20 bytes in base64", providers.ErrSignature)
 	}
 	if registered == "" {
-		return false, fmt.Errorf("%w: the signature covers the registered URL; set webhook_url or public_url", providers.ErrSignature)
+		return fmt.Errorf("%w: the signature covers the registered URL; set webhook_url or public_url", providers.ErrSignature)
 	}
-	form = slices.Clone(form)
+	events, n := eventsOf(form)
 	slices.SortStableFunc(form, func(a, b field) int { return cmp.Compare(a.name, b.name) })
 	fits := func(key string) bool {
 		h := hmac.New(sha1.New, []byte(key))
@@ -180,16 +183,19 @@ func verify(form []field, signature, registered string, keys []secret.String) (t
 	}
 	for _, k := range keys {
 		if !k.Empty() && k.Reveal() != testKey && fits(k.Reveal()) {
-			return false, nil
+			return nil
 		}
 	}
 	if fits(testKey) {
-		return true, nil
+		if n == 1 && strings.TrimSpace(events) == "[]" {
+			return nil
+		}
+		return fmt.Errorf("%w: the public test key signs an empty batch only", providers.ErrSignature)
 	}
 	if len(keys) == 0 {
-		return false, fmt.Errorf("%w: no webhook key is configured", providers.ErrSignature)
+		return fmt.Errorf("%w: no webhook key is configured", providers.ErrSignature)
 	}
-	return false, fmt.Errorf("%w: no configured key fits; it covers the URL exactly as registered at Mandrill (webhook_url)", providers.ErrSignature)
+	return fmt.Errorf("%w: no configured key fits; it covers the URL exactly as registered at Mandrill (webhook_url)", providers.ErrSignature)
 }
 
 // fact is what a native event means.
@@ -218,9 +224,8 @@ var facts = map[string]fact{
 // event reads one item. facts are those of its id; ok is false for what is no business of ours.
 func (p *provider) event(raw json.RawMessage) (e event.Event, id []string, ok bool) {
 	var n native
-	e = event.Event{V: event.Version, Seen: p.now().UTC(), Kind: event.Unknown, Account: p.opts.Account, Provider: name}
+	e = event.Event{V: event.Version, Kind: event.Unknown, Account: p.opts.Account, Provider: name}
 	if json.Unmarshal(raw, &n) != nil {
-		e.Time = e.Seen
 		sum := sha256.Sum256(bytes.TrimSpace(raw))
 		return e, []string{"unreadable", hex.EncodeToString(sum[:])}, true
 	}
@@ -229,9 +234,6 @@ func (p *provider) event(raw json.RawMessage) (e event.Event, id []string, ok bo
 		return e, nil, false // since version 1.4 of the specification; not mail
 	}
 	e.Time = n.TS.Time
-	if e.Time.IsZero() {
-		e.Time = e.Seen
-	}
 	at := ""
 	if !n.TS.IsZero() {
 		at = fmt.Sprint(n.TS.UnixMicro())

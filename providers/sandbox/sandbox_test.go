@@ -145,7 +145,7 @@ func (h *hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
-	evs, err := h.p.ParseWebhook(r, body)
+	evs, err := providertest.Receive(h.p, r, body)
 	if err != nil {
 		h.bad = append(h.bad, err)
 		w.WriteHeader(http.StatusUnauthorized)

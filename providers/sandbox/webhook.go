@@ -16,16 +16,9 @@ import (
 	"smtpbridge/providers"
 )
 
-// ParseWebhook verifies the signature, then reads the events.
-func (p *Provider) ParseWebhook(r *http.Request, body []byte) ([]event.Event, error) {
-	if err := p.verify(r.Header, body); err != nil {
-		return nil, err
-	}
-	return p.events(body)
-}
-
-// verify checks Sandbox-Signature: v1=HEX of HMAC-SHA256 over "TIMESTAMP.BODY", several separated by commas.
-func (p *Provider) verify(h http.Header, body []byte) error {
+// VerifyWebhook checks Sandbox-Signature: v1=HEX of HMAC-SHA256 over "TIMESTAMP.BODY", several separated by commas.
+func (p *Provider) VerifyWebhook(r *http.Request, body []byte) error {
+	h := r.Header
 	stamp := h.Get("Sandbox-Timestamp")
 	seconds, err := strconv.ParseInt(stamp, 10, 64)
 	if err != nil {
@@ -90,7 +83,8 @@ var kinds = map[string]event.Kind{
 	"opened": event.Opened, "clicked": event.Clicked, "unsubscribed": event.Unsubscribed, "autoresponded": event.Autoresponded,
 }
 
-func (p *Provider) events(body []byte) ([]event.Event, error) {
+// ParseWebhook reads the events.
+func (p *Provider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event, error) {
 	var v struct {
 		Events []json.RawMessage `json:"events"`
 	}
@@ -111,7 +105,7 @@ func (p *Provider) events(body []byte) ([]event.Event, error) {
 
 func (p *Provider) event(w wireEvent, raw []byte) event.Event {
 	e := event.Event{
-		V: event.Version, ID: event.FactID(p.account, name, w.ID), Kind: kinds[w.Event], Time: w.Time.UTC(), Seen: p.now().UTC(),
+		V: event.Version, ID: event.FactID(p.account, name, w.ID), Kind: kinds[w.Event], Time: w.Time.UTC(),
 		Account: p.account, Provider: name, Recipient: event.Clean(w.Recipient, 320),
 		ProviderMessageID: event.Clean(w.MessageID, 256), ProviderEventID: event.Clean(w.ID, 256), ProviderEvent: event.Clean(w.Event, 64),
 		Diagnostic: event.Clean(w.Diagnostic, event.MaxText), RemoteMTA: event.Clean(w.RemoteMTA, 255),
@@ -125,9 +119,6 @@ func (p *Provider) event(w wireEvent, raw []byte) event.Event {
 	}
 	if e.Kind == "" {
 		e.Kind = event.Unknown
-	}
-	if e.Time.IsZero() {
-		e.Time = e.Seen
 	}
 	if !e.Kind.Engagement() {
 		e.Action, e.Status = event.Clean(w.Action, 16), event.Clean(w.Status, 16)

@@ -3,8 +3,11 @@ package smtpeter
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"io"
 	"net/textproto"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,8 +34,49 @@ func parseMail(text string) *mime.Message {
 	return m
 }
 
+// Types of machine-readable parts.
+var (
+	statusTypes   = []string{"message/delivery-status", "message/global-delivery-status"}
+	feedbackTypes = []string{"message/feedback-report"}
+)
+
+// autoFields show an automatic reply (RFC 3834 5, and what came before it).
+var autoFields = []string{"Auto-Submitted", "X-Autoreply", "X-Autorespond", "X-Vacation", "Precedence"}
+
+// essence is what is kept of a returned message: the machine-readable parts, the fields that show an automatic reply, and
+// a digest, which tells two of them apart. What people wrote is left out.
+func essence(_, text string) string {
+	sum := sha256.Sum256([]byte(text))
+	digest := hex.EncodeToString(sum[:])
+	var b strings.Builder
+	b.WriteString("X-Digest: " + digest + "\n")
+	m := parseMail(text)
+	if m == nil {
+		return b.String() + "\n"
+	}
+	for _, name := range autoFields {
+		if m.Header.Has(name) {
+			b.WriteString(name + ": " + event.Clean(m.Header.Get(name), 200) + "\n")
+		}
+	}
+	b.WriteString("MIME-Version: 1.0\nContent-Type: multipart/report; boundary=\"" + digest + "\"\n\n")
+	for i := range m.Attachments {
+		a := &m.Attachments[i]
+		if !slices.Contains(statusTypes, a.Type) && !slices.Contains(feedbackTypes, a.Type) {
+			continue
+		}
+		b.WriteString("--" + digest + "\nContent-Type: " + a.Type + "\nContent-Transfer-Encoding: 8bit\n\n")
+		r := a.Open()
+		io.Copy(&b, io.LimitReader(r, maxReport)) // of a part that cannot be read to its end, what came before counts
+		r.Close()
+		b.WriteString("\n")
+	}
+	b.WriteString("--" + digest + "--\n")
+	return b.String()
+}
+
 // part reads the first part of one of the types as groups of fields, separated by empty lines.
-func part(m *mime.Message, types ...string) []textproto.MIMEHeader {
+func part(m *mime.Message, types []string) []textproto.MIMEHeader {
 	for i := range m.Attachments {
 		a := &m.Attachments[i]
 		for _, t := range types {
@@ -103,7 +147,7 @@ func bounce(f fields, e *event.Event) {
 		e.RejectReason = event.ReasonOther
 		return
 	}
-	if list := part(m, "message/delivery-status", "message/global-delivery-status"); len(list) > 0 {
+	if list := part(m, statusTypes); len(list) > 0 {
 		if id := untypedRef(list[0].Get("Original-Envelope-Id")); id != "" && e.Ref == "" {
 			e.Ref = id
 		}
@@ -188,15 +232,24 @@ var actions = map[string]event.Kind{
 
 // autoReply knows RFC 3834 5 and what came before it.
 func autoReply(m *mime.Message) bool {
-	if strings.HasPrefix(strings.ToLower(m.Header.Get("Auto-Submitted")), "auto-replied") {
-		return true
-	}
-	for _, h := range []string{"X-Autoreply", "X-Autorespond", "X-Vacation"} {
-		if m.Header.Has(h) {
-			return true
+	for _, name := range autoFields {
+		v := strings.ToLower(m.Header.Get(name))
+		switch name {
+		case "Auto-Submitted":
+			if strings.HasPrefix(v, "auto-replied") {
+				return true
+			}
+		case "Precedence":
+			if v == "auto_reply" {
+				return true
+			}
+		default:
+			if m.Header.Has(name) {
+				return true
+			}
 		}
 	}
-	return strings.EqualFold(m.Header.Get("Precedence"), "auto_reply")
+	return false
 }
 
 // abuse is a feedback report (RFC 5965): https://www.smtpeter.com/en/documentation/webhook-abuses. QUIRK: the menu no
@@ -207,7 +260,7 @@ func abuse(f fields, e *event.Event) {
 	if m == nil {
 		return
 	}
-	list := part(m, "message/feedback-report")
+	list := part(m, feedbackTypes)
 	if len(list) == 0 {
 		return
 	}

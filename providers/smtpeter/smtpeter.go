@@ -38,6 +38,7 @@ var Info = providers.Info{
 		MaxBody: 16 << 20,
 		Events:  []string{"failures", "bounces", "deliveries", "opens", "clicks"},
 		Private: []string{"mime"},
+		Keep:    essence,
 	},
 	New: New,
 }

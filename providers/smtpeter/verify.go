@@ -44,11 +44,11 @@ func refuse(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", providers.ErrSignature, fmt.Sprintf(format, args...))
 }
 
-// verify checks a request by draft-cavage-http-signatures with RSA and SHA-256. All that needs no key is
+// VerifyWebhook checks a request by draft-cavage-http-signatures with RSA and SHA-256. All that needs no key is
 // checked before DNS is asked. A request that comes twice within the window verifies twice: its event has the
 // same id, which the store drops, over restarts too; an in-memory list of nonces could only do less, and would refuse
 // the ESP's own repeat.
-func (p *provider) verify(r *http.Request, body []byte) error {
+func (p *provider) VerifyWebhook(r *http.Request, body []byte) error {
 	if p.environment == "" {
 		return refuse("the account has no environment setting, so whose webhook it is cannot be told")
 	}

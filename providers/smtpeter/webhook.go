@@ -24,12 +24,9 @@ import (
 
 // ParseWebhook reads one call: https://www.smtpeter.com/en/documentation/webhooks
 func (p *provider) ParseWebhook(r *http.Request, body []byte) ([]event.Event, error) {
-	if err := p.verify(r, body); err != nil {
-		return nil, err
-	}
 	sent, err := http.ParseTime(r.Header.Get("Date"))
 	if err != nil {
-		sent = p.now()
+		sent = time.Time{}
 	}
 	return p.parseBody(r.Header.Get("Content-Type"), body, sent)
 }
@@ -190,7 +187,7 @@ func parseJSON(body []byte) []fields {
 func (p *provider) parseEvent(f fields, sent time.Time) event.Event {
 	typ := strings.ToLower(strings.TrimSpace(f.get("type")))
 	e := event.Event{
-		V: event.Version, Seen: p.now().UTC(), Kind: event.Unknown, Account: p.opts.Account, Provider: name,
+		V: event.Version, Kind: event.Unknown, Account: p.opts.Account, Provider: name,
 		ProviderMessageID: event.Clean(f.get("id"), 256), ProviderEvent: event.Clean(typ, 64),
 		ID: p.factID(typ, f), Recipient: address(f.get("recipient")),
 	}

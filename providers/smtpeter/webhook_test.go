@@ -57,7 +57,7 @@ func TestForms(t *testing.T) {
 	id := ""
 	for _, form := range []twin.Form{twin.JSON, twin.URLEncoded, twin.Multipart} {
 		r, body := signed(t, tw, hook, form, "failure", map[string]string{"code": "550", "extended": "5.1.1", "state": "rcptto", "description": "no such user"})
-		evs, err := p.ParseWebhook(r, body)
+		evs, err := providertest.Receive(p, r, body)
 		if err != nil || len(evs) != 1 {
 			t.Fatalf("form %d: %v, %v", form, evs, err)
 		}
@@ -220,7 +220,7 @@ func TestCase079_Signature(t *testing.T) {
 			p := hooked(t, tw, func() time.Time { return clock.Add(tt.at) }, url)
 			r, body := signed(t, tw, hook, twin.JSON, "delivery", nil)
 			tt.change(r, body)
-			evs, err := p.ParseWebhook(r, body)
+			evs, err := providertest.Receive(p, r, body)
 			if !errors.Is(err, tt.want) || (tt.want == nil) != (len(evs) == 1) {
 				t.Errorf("got %d events, %v, want %v", len(evs), err, tt.want)
 			}
@@ -232,7 +232,7 @@ func TestCase079_Signature(t *testing.T) {
 			t.Fatal(err)
 		}
 		r, body := signed(t, tw, hook, twin.JSON, "delivery", nil)
-		if _, err := p.(providers.WebhookParser).ParseWebhook(r, body); !errors.Is(err, providers.ErrSignature) {
+		if _, err := providertest.Receive(p.(providers.WebhookParser), r, body); !errors.Is(err, providers.ErrSignature) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -263,7 +263,7 @@ func TestKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		res.n = 0
-		if _, err := p.ParseWebhook(r, body); !errors.Is(err, want) {
+		if _, err := providertest.Receive(p, r, body); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", name, err, want)
 		}
 		if res.n != lookups {
@@ -342,7 +342,7 @@ func TestServeDNS(t *testing.T) {
 	}}
 	p := hooked(t, r, func() time.Time { return clock }, hook)
 	req, body := signed(t, tw, hook, twin.JSON, "delivery", nil)
-	if _, err := p.ParseWebhook(req, body); err != nil {
+	if _, err := providertest.Receive(p, req, body); err != nil {
 		t.Errorf("got %v", err)
 	}
 	if _, err := p.keys.get(t.Context(), "none.copernica.com", false); !errors.Is(err, providers.ErrSignature) {
