@@ -237,6 +237,8 @@ func runSuite(t *testing.T, e engine) {
 		{"an event proves acceptance", testProof},
 		{"operator", testOperator},
 		{"look-ups", testLookups},
+		{"pages", testPages},
+		{"activity", testActivity},
 		{"replan", testReplan},
 		{"purge", testPurge},
 		{"accounts and cursors", testAccountsAndCursors},

@@ -26,7 +26,7 @@ type dialect struct {
 	skipLocked string // appended to a SELECT of rows that any node may take
 	numbered   bool   // arguments are $1, $2 ...
 	chunk      int    // bytes of a body per row
-	follow     string // events after a cursor (two arguments: transaction, sequence), then the limit
+	follow     string // columns (%s) of events after a cursor (two arguments: transaction, sequence), then the limit
 	rebound    sync.Map
 }
 
@@ -36,7 +36,7 @@ var sqliteDialect = &dialect{
 	goose:      goose.DialectSQLite3,
 	chunk:      1 << 30,
 	// One writer: the order of sequence numbers is the order of commits.
-	follow: `SELECT 0, seq, data, ref, raw_id FROM events WHERE seq > ? ORDER BY seq LIMIT ?`,
+	follow: `SELECT 0, seq, %s FROM events WHERE seq > ? ORDER BY seq LIMIT ?`,
 }
 
 var postgresDialect = &dialect{
@@ -50,7 +50,7 @@ var postgresDialect = &dialect{
 	chunk:      256 << 10,
 	// Sequence order is not commit order: only rows of transactions older than every running
 	// one are read, in the order of their transaction ids.
-	follow: `SELECT xid, seq, data, ref, raw_id FROM events WHERE (xid, seq) > (?, ?)
+	follow: `SELECT xid, seq, %s FROM events WHERE (xid, seq) > (?, ?)
 		AND xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint ORDER BY xid, seq LIMIT ?`,
 }
 

@@ -691,7 +691,7 @@ func (s *Store) Follow(ctx context.Context, cursor string, n int) (evs []event.E
 		args = []any{xid, seq, n}
 	}
 	next = cursor
-	err = s.read().each(ctx, s.d.follow, args, func(scan func(...any) error) error {
+	err = s.read().each(ctx, fmt.Sprintf(s.d.follow, "data, ref, raw_id"), args, func(scan func(...any) error) error {
 		var data, ref, raw string
 		var e event.Event
 		if err := scan(&xid, &seq, &data, &ref, &raw); err != nil {
@@ -708,10 +708,7 @@ func (s *Store) Follow(ctx context.Context, cursor string, n int) (evs []event.E
 		return nil, cursor, fmt.Errorf("follow events: %w", err)
 	}
 	if len(evs) > 0 {
-		next = strconv.FormatInt(seq, 10)
-		if s.d.shared {
-			next = strconv.FormatInt(xid, 10) + "." + next
-		}
+		next = s.cursorText(xid, seq)
 	}
 	return evs, next, nil
 }
@@ -729,10 +726,8 @@ func (s *Store) LastCursor(ctx context.Context) (string, error) {
 		return "", nil
 	case err != nil:
 		return "", err
-	case s.d.shared:
-		return strconv.FormatInt(xid, 10) + "." + strconv.FormatInt(seq, 10), nil
 	}
-	return strconv.FormatInt(seq, 10), nil
+	return s.cursorText(xid, seq), nil
 }
 
 func parseCursor(c string) (xid, seq int64, err error) {

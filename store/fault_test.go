@@ -860,7 +860,7 @@ func TestNoScans(t *testing.T) {
 		"provider 2":  "SELECT id FROM calls WHERE provider_message_id <> '' AND provider_message_id = ? ORDER BY id",
 		"ref":         "SELECT id FROM calls WHERE ref = ? ORDER BY id",
 		"event id":    "SELECT count(*) FROM events WHERE id = ? AND revision >= ?",
-		"follow":      sqliteDialect.follow,
+		"follow":      fmt.Sprintf(sqliteDialect.follow, "data"),
 		"mail events": "SELECT data FROM events WHERE mail_id <> '' AND mail_id = ? ORDER BY seq",
 		"bodies":      "SELECT id FROM mails WHERE finished > 0 AND body <> 'purged' AND failed = ? AND finished <= ? ORDER BY finished LIMIT ?",
 		"ledger":      "SELECT id FROM mails WHERE finished > 0 AND finished <= ? ORDER BY finished LIMIT ?",

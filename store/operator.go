@@ -139,10 +139,19 @@ func (t *tx) attempts(ctx context.Context, id string) ([]Attempt, error) {
 	return out, err
 }
 
-// Find returns the queue ids of the mails a key names: a queue id or a prefix of one (at least
-// 4 characters), a Message-ID, a provider's message id, our reference, or an address. Newest
+// Find returns the queue ids of the mails a key names: what FindExact knows, or an address. Newest
 // first, at most 100.
 func (s *Store) Find(ctx context.Context, key string) ([]string, error) {
+	return s.find(ctx, key, true)
+}
+
+// FindExact returns the queue ids of the mails a key names: a queue id or a prefix of one (at least
+// 4 characters), a Message-ID, a provider's message id, our reference, an event id. Newest first, at most 100.
+func (s *Store) FindExact(ctx context.Context, key string) ([]string, error) {
+	return s.find(ctx, key, false)
+}
+
+func (s *Store) find(ctx context.Context, key string, addresses bool) ([]string, error) {
 	key = text(strings.TrimSpace(key))
 	if key == "" {
 		return nil, nil
@@ -162,9 +171,11 @@ func (s *Store) Find(ctx context.Context, key string) ([]string, error) {
 		queries = append(queries, "SELECT id FROM mails WHERE id >= ? AND id < ?")
 		args = append(args, prefix, prefix+"\U0010FFFF")
 	}
-	if strings.Contains(bare, "@") {
+	if addresses && strings.Contains(bare, "@") {
 		fold := envelope.Fold(bare)
-		queries = append(queries, "SELECT mail_id FROM recipients WHERE address_key = ?", "SELECT id FROM mails WHERE sender_key <> '' AND sender_key = ?")
+		queries = append(queries,
+			"SELECT mail_id FROM (SELECT mail_id FROM recipients WHERE address_key = ? ORDER BY mail_id DESC LIMIT 100) AS r",
+			"SELECT id FROM (SELECT id FROM mails WHERE sender_key <> '' AND sender_key = ? ORDER BY id DESC LIMIT 100) AS s")
 		args = append(args, fold, fold)
 	}
 	var out []string

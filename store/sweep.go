@@ -206,7 +206,7 @@ func (s *Store) Purge(ctx context.Context, r Retention) (int, error) {
 	total := 0
 	now := s.now()
 	for _, step := range []func(context.Context, time.Time, Retention) (int, error){
-		s.purgeBodies, s.purgeBlobs, s.purgeLedger, s.purgeEvents, s.purgeRequests, s.purgeSuppressions,
+		s.purgeBodies, s.purgeBlobs, s.purgeLedger, s.purgeEvents, s.purgeRequests, s.purgeSuppressions, s.purgeActivity,
 		func(ctx context.Context, _ time.Time, _ Retention) (int, error) { return s.sweepDeleted(ctx) },
 	} {
 		n, err := step(ctx, now, r)
