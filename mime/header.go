@@ -153,6 +153,7 @@ func (p *parser) headerLine(ln line, off int64) (done bool, err error) {
 func (p *parser) endBlock(bodyStart int64) error {
 	h := &p.header
 	all := h.buf
+	empty := bodyStart - h.start - int64(len(all)) // length of the empty line behind the block
 	switch {
 	case h.lines > 0 && !hasField(all):
 		bodyStart = h.start
@@ -169,6 +170,10 @@ func (p *parser) endBlock(bodyStart int64) error {
 		o := p.stack[len(p.stack)-1]
 		o.feed(lost)
 		o.bareLF = true
+		o.crlf += int64(bytes.Count(lost, []byte("\r\n")))
+		if empty == 2 {
+			o.crlf++
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"golang.org/x/text/transform"
@@ -299,7 +300,7 @@ func (p *parser) text(e *Entity) (textLeaf, error) {
 		if enc != "" {
 			r, _ := p.decoded(e, enc, false)
 			var stats utf8Stats
-			if _, err := io.Copy(&statsWriter{&stats}, r); err != nil {
+			if _, err := copyThrough(&statsWriter{&stats}, r); err != nil {
 				return textLeaf{}, err
 			}
 			has8, valid = stats.result()
@@ -314,6 +315,10 @@ func (p *parser) text(e *Entity) (textLeaf, error) {
 			}
 		}
 	}
+	if enc == "" && e.crlf >= 0 && (!e.Has8Bit && !escapes(name) || e.ValidUTF8 && (name == "utf-8" || !known && g == guessUTF8)) {
+		// The octets are the text, but for the ends of its lines.
+		return textLeaf{open: func() io.Reader { return transform.NewReader(p.octets(e), toLF{}) }, size: e.End - e.BodyStart - e.crlf}, nil
+	}
 	open := func() (io.Reader, *decoder) {
 		r, d := p.decoded(e, enc, false)
 		if known {
@@ -325,7 +330,7 @@ func (p *parser) text(e *Entity) (textLeaf, error) {
 	}
 	r, d := open()
 	var check replacementCheck
-	n, err := io.Copy(&check, r)
+	n, err := copyThrough(&check, r)
 	if err != nil {
 		return textLeaf{}, err
 	}
@@ -334,6 +339,15 @@ func (p *parser) text(e *Entity) (textLeaf, error) {
 		p.defect("charset", "text that is not valid %s in a %s", cut(name, 64), e.Type)
 	}
 	return textLeaf{open: func() io.Reader { r, _ := open(); return r }, size: n}, nil
+}
+
+var copyBuffers = sync.Pool{New: func() any { return new([16 << 10]byte) }}
+
+// copyThrough is io.Copy with a buffer that is used again.
+func copyThrough(w io.Writer, r io.Reader) (int64, error) {
+	buf := copyBuffers.Get().(*[16 << 10]byte)
+	defer copyBuffers.Put(buf)
+	return io.CopyBuffer(w, r, buf[:])
 }
 
 type statsWriter struct{ s *utf8Stats }

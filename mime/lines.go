@@ -3,6 +3,7 @@ package mime
 import (
 	"bytes"
 	"io"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -20,17 +21,28 @@ type line struct {
 // whatever the lines are like.
 type lineReader struct {
 	r        io.Reader
-	buf      []byte
+	whole    *[lineBuffer]byte
+	buf      []byte // the part of whole that is used
 	pos, end int
 	lf       int // index of the next LF in buf; -1 = none before end, -2 = not looked for
 	eof      bool
 	cont     bool
 }
 
-// newLineReader reads a source of size bytes.
+// lineBuffers are for the lineReaders of all mails; pieces of them are never kept.
+var lineBuffers = sync.Pool{New: func() any { return new([lineBuffer]byte) }}
+
+// newLineReader reads a source of size bytes. free ends it.
 func newLineReader(r io.Reader, size int64) *lineReader {
 	n := min(max(size, 0)+1, lineBuffer) // one more than the source, so that its end is seen
-	return &lineReader{r: r, buf: make([]byte, n), lf: -2}
+	whole := lineBuffers.Get().(*[lineBuffer]byte)
+	return &lineReader{r: r, whole: whole, buf: whole[:n:n], lf: -2}
+}
+
+// free gives the buffer back, and with it the lines that were read.
+func (l *lineReader) free() {
+	lineBuffers.Put(l.whole)
+	l.whole, l.buf = nil, nil
 }
 
 func (l *lineReader) next() (line, error) {

@@ -111,7 +111,8 @@ type Entity struct {
 	Has8Bit   bool              // the body (of a leaf) has octets above 0x7F
 	ValidUTF8 bool              // the body (of a leaf) is valid UTF-8 as it stands
 
-	bareLF bool // the body may have lines that end in LF alone
+	bareLF bool  // the body may have lines that end in LF alone
+	crlf   int64 // lines of the body (of a leaf) that end in CRLF, -1 when not known
 }
 
 // Defect is something the parser had to guess.

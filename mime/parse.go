@@ -45,6 +45,7 @@ func (l Limits) withDefaults() Limits {
 func Parse(r io.ReaderAt, size int64, l Limits) (*Message, error) {
 	m := &Message{src: r, Size: size}
 	p := &parser{msg: m, limits: l.withDefaults(), lines: newLineReader(io.NewSectionReader(r, 0, size), size)}
+	defer p.lines.free()
 	if err := p.scan(); err != nil {
 		return nil, err
 	}
@@ -82,6 +83,7 @@ type open struct {
 	closed   bool   // its closing delimiter was seen: what follows is epilogue
 	stats    utf8Stats
 	bareLF   bool
+	crlf     int64 // lines that end in CRLF
 }
 
 func (p *parser) defect(kind, format string, args ...any) {
@@ -148,7 +150,12 @@ func (p *parser) scan() error {
 		if !p.inHeader && !done {
 			o := p.stack[len(p.stack)-1]
 			o.feed(ln.b)
-			o.bareLF = o.bareLF || ln.eol == 1
+			switch ln.eol {
+			case 1:
+				o.bareLF = true
+			case 2:
+				o.crlf++
+			}
 		}
 		off += int64(len(ln.b))
 		eol = int64(ln.eol)
@@ -243,11 +250,15 @@ func (p *parser) closeFrom(i int, off, eol int64) {
 			delete(p.active, o.boundary)
 		}
 		if len(o.ent.Children) == 0 {
-			o.ent.bareLF = o.bareLF
+			o.ent.bareLF, o.ent.crlf = o.bareLF, o.crlf
+			if eol == 2 && o.crlf > 0 { // the last one belongs to the delimiter
+				o.ent.crlf--
+			}
 			o.ent.Has8Bit, o.ent.ValidUTF8 = o.stats.result()
 			if o.boundary != "" {
 				p.defect("boundary", "no delimiter found in a %s, read as text", o.ent.Type)
 				o.ent.demote()
+				o.ent.crlf = -1 // delimiters are among its lines
 			}
 		}
 	}
