@@ -71,6 +71,9 @@ type gate struct {
 	pending   []byte    // for go-smtp to read
 	out       []byte    // an unfinished reply line of go-smtp
 
+	decoded []byte // buffers of the last message, for the next one; an Intake keeps nothing of them
+	headers []byte
+
 	cur       command
 	greeted   bool // HELO or EHLO was taken
 	esmtp     bool
@@ -104,6 +107,16 @@ type gate struct {
 	cut      bool // a shutdown ran out of time
 	closed   bool
 	unwatch  bool // see watch
+}
+
+// reuse keeps the buffers of a message, unless they have grown large: a session may last long.
+func (g *gate) reuse(decoded, headers []byte) {
+	if cap(decoded) <= 2*gateBuffer {
+		g.decoded = decoded
+	}
+	if cap(headers) <= 2*gateBuffer {
+		g.headers = headers
+	}
 }
 
 // peer is who is connected.

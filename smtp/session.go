@@ -317,6 +317,7 @@ func (s *session) loginFailed(start time.Time, name, reason string) error {
 func (s *session) Data(io.Reader) error {
 	in := &incoming{s: s, env: s.env, given: s.given, first: s.first, lmtp: s.lmtp}
 	in.env.ID = envelope.NewID(s.g.gen.cfg.Now())
+	in.dec.out, in.head.buf = s.g.decoded[:0], s.g.headers[:0]
 	err := s.guard(func() error {
 		defer in.drop()
 		if s.g.inBDAT {
@@ -500,6 +501,7 @@ func (in *incoming) open() {
 	in.tx, in.opened = tx, true
 	in.write([]byte(in.fields()))
 	in.write(in.head.buf)
+	in.s.g.reuse(in.dec.out, in.head.buf)
 	in.head.buf = nil
 }
 
