@@ -61,6 +61,7 @@ type Runner struct {
 	observe func(account, outcome string, elapsed time.Duration)
 
 	planner atomic.Pointer[Planner]
+	parsed  parsedMails
 	unsaved atomic.Int64 // results that could not be saved yet: no new call starts
 	jumped  atomic.Int64 // unix nanoseconds of the last large clock jump, in the new time; 0 = never
 
@@ -108,6 +109,15 @@ func NewRunner(c RunnerConfig) *Runner {
 	r.setPlanner(c.Planner)
 	return r
 }
+
+// Taken tells of a mail that is about to be committed: its first delivery uses what plan has read of it. The plan's
+// message must not be used any more.
+func (r *Runner) Taken(plan *Plan) {
+	r.parsed.put(plan.Mail.Envelope.ID, plan.Message, r.clock.Mono())
+}
+
+// Dropped tells that a mail of which Taken was told was not committed.
+func (r *Runner) Dropped(plan *Plan) { r.parsed.take(plan.Mail.Envelope.ID, nil) }
 
 // Reload goes on with a new configuration: new accounts get a dispatcher, removed ones lose theirs, and mail
 // planned under the old one is planned again.

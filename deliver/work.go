@@ -278,8 +278,11 @@ func (w *work) open() bool {
 		w.putOff(w.now.Add(ownFaultWait), "the body could not be read")
 		return false
 	}
-	msg, err := mime.Parse(body, body.Size(), w.p.c.Limits)
 	w.body = body
+	msg := w.r.parsed.take(w.id(), body)
+	if msg == nil {
+		msg, err = mime.Parse(body, body.Size(), w.p.c.Limits)
+	}
 	if err != nil {
 		var le *mime.LimitError
 		if errors.As(err, &le) {

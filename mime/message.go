@@ -48,6 +48,10 @@ type Message struct {
 // Source gives the exact bytes the message was parsed from.
 func (m *Message) Source() *io.SectionReader { return io.NewSectionReader(m.src, 0, m.Size) }
 
+// Reopen gives the message another source, which must hold the same bytes: what was parsed from one copy of a mail is read
+// from another.
+func (m *Message) Reopen(r io.ReaderAt) { m.src = r }
+
 // Address is one mailbox of an address list. Groups are flattened.
 type Address struct {
 	Name string `json:"name"`    // decoded display name, no control characters

@@ -86,7 +86,12 @@ func (t *transaction) Commit(ctx context.Context, e envelope.Envelope) error {
 }
 
 func (t *transaction) commit(ctx context.Context, plan *deliver.Plan) error {
-	return noSpace(t.Receipt.Commit(ctx, plan.Mail, plan.Jobs, plan.Events...))
+	t.in.runner.Taken(plan)
+	err := t.Receipt.Commit(ctx, plan.Mail, plan.Jobs, plan.Events...)
+	if err != nil {
+		t.in.runner.Dropped(plan)
+	}
+	return noSpace(err)
 }
 
 // plan is the preflight.
