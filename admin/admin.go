@@ -9,6 +9,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
 
 	"smtpbridge/event"
@@ -19,6 +20,8 @@ type API interface {
 	Status(ctx context.Context) (*Status, error)
 	Queue(ctx context.Context, q Query) ([]Mail, error)
 	Mail(ctx context.Context, id string) (*Detail, error)
+	// Body opens the bytes of a mail as they were received, for as long as they are kept.
+	Body(ctx context.Context, id string) (io.ReadCloser, error)
 	// Trace finds mails by queue id, Message-ID, ESP id, reference or address, newest first.
 	Trace(ctx context.Context, key string) ([]*Detail, error)
 	Act(ctx context.Context, id string, a Action, reason string) error

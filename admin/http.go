@@ -33,6 +33,7 @@ func Handler(api API) http.Handler {
 		return api.Queue(r.Context(), Query{State: q.Get("state"), Address: q.Get("address"), Account: q.Get("account"), Limit: limit, After: q.Get("after")})
 	})
 	get("queue/{id}", func(r *http.Request) (any, error) { return api.Mail(r.Context(), r.PathValue("id")) })
+	mux.HandleFunc("GET /api/v1/queue/{id}/body", func(w http.ResponseWriter, r *http.Request) { serveBody(api, w, r) })
 	get("trace", func(r *http.Request) (any, error) { return api.Trace(r.Context(), r.URL.Query().Get("key")) })
 	get("accounts", func(r *http.Request) (any, error) { return api.Accounts(r.Context()) })
 	mux.HandleFunc("POST /api/v1/queue/{id}/{action}", func(w http.ResponseWriter, r *http.Request) {

@@ -338,11 +338,11 @@ func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Liste
 			sl.Allow = append(sl.Allow, p)
 		}
 		if l.TLS != "off" {
-			cert, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
+			pair, err := newKeyPair(l.CertFile, l.KeyFile, b.log.With("listener", l.Name), time.Now)
 			if err != nil {
 				return c, config.Problems{cfg.Problem(fmt.Sprintf("listener[%d].cert_file", i), err)}
 			}
-			sl.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tlsVersions[l.MinTLS]}
+			sl.TLSConfig = pair.serverConfig(tlsVersions[l.MinTLS])
 		}
 		mode, err := socketMode(l.SocketMode)
 		if err != nil {

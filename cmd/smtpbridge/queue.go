@@ -50,7 +50,7 @@ func operator(ctx context.Context, configFile string) (*console, error) {
 
 func queueCommand() *cobra.Command {
 	return family("queue", groupOperate, "see and handle queued mail",
-		queueList(), queueShow(),
+		queueList(), queueShow(), queueExport(),
 		queueAct(admin.Retry, "retry ID... | --all", "try mails again now", "is due now"),
 		queueAct(admin.Hold, "hold ID...", "keep mails in the queue without sending them", "is held"),
 		queueAct(admin.Release, "release ID... | --all", "end a hold", "is released"),
@@ -147,7 +147,11 @@ func queueAct(action admin.Action, use, short, done string) *cobra.Command {
 		}
 		defer api.close()
 		if everything {
-			if args, err = allOf(c.Context(), api, action); err != nil {
+			q := admin.Query{State: string(store.MailHeld)}
+			if action == admin.Retry {
+				q.State = string(store.MailQueued)
+			}
+			if args, err = list(c.Context(), api, q); err != nil {
 				return err
 			}
 		}
@@ -185,13 +189,9 @@ var actExamples = map[admin.Action]string{
 	admin.Delete:  "  smtpbridge queue delete 01HF3Q2M7T9V5Z8K1XW4RB6C0D --reason 'sent twice by the shop'",
 }
 
-// allOf lists every mail an action with --all is about.
-func allOf(ctx context.Context, api admin.API, action admin.Action) ([]string, error) {
-	q := admin.Query{State: string(store.MailHeld), Limit: 1000}
-	if action == admin.Retry {
-		q.State = string(store.MailQueued)
-	}
-	var ids []string
+// list gives the ids of all mails that a query is about, page by page.
+func list(ctx context.Context, api admin.API, q admin.Query) (ids []string, err error) {
+	q.Limit = 1000
 	for {
 		mails, err := api.Queue(ctx, q)
 		if err != nil {
