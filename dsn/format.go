@@ -1,5 +1,5 @@
 // Package dsn renders events for people and for programs that know delivery status
-// notifications: as RFC 3464 fields and as aligned text.
+// notifications: as RFC 3464 fields, as aligned text, and as the mail that tells a sender (Report).
 //
 // Contract: rendering is pure and never fails. Whatever an event holds, each field and each text is
 // one line, free of control characters.
