@@ -199,8 +199,10 @@ type Forward struct {
 
 // DSN is the [dsn] table.
 type DSN struct {
-	On      []string `toml:"on"`
-	Account string   `toml:"account"`
+	On         []string `toml:"on"`      // failed, delayed, delivered: where the mail's NOTIFY does not say
+	Account    string   `toml:"account"` // "" = no DSN mail
+	DelayAfter Duration `toml:"delay_after"`
+	MaxPerHour int      `toml:"max_per_hour"` // to one sender, 0 = no limit
 }
 
 // Inbound is one [[inbound]].
@@ -248,7 +250,7 @@ func defaults() *Config {
 			Failed: days(7), Ledger: days(30), Webhooks: days(30),
 		},
 		Webhook: Webhook{Address: "127.0.0.1:8025", Tolerance: Duration(5 * minute)},
-		DSN:     DSN{On: []string{"failed"}},
+		DSN:     DSN{On: []string{"failed"}, DelayAfter: Duration(4 * hour), MaxPerHour: 1000},
 		Admin:   Admin{SocketMode: "0660", Preview: true},
 		Log:     Log{Level: "info", Format: "text", Addresses: true},
 	}

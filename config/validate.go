@@ -18,6 +18,7 @@ import (
 const (
 	second = time.Second
 	minute = time.Minute
+	hour   = time.Hour
 )
 
 func days(n int) Duration { return Duration(time.Duration(n) * 24 * time.Hour) }
@@ -363,6 +364,7 @@ func (c *Config) validateRest(root map[string]any) {
 	}
 	c.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", c.Log.Format, "text", "json")
+	c.validateDSN(root)
 	c.unbuilt()
 }
 
@@ -373,9 +375,6 @@ func (c *Config) unbuilt() {
 	const later = "is not available in this version: remove it"
 	if c.Suppression.Enabled {
 		p.add("suppression.enabled", later)
-	}
-	if c.DSN.Account != "" {
-		p.add("dsn.account", later)
 	}
 	for i := range c.Inbound {
 		p.add(fmt.Sprintf("inbound[%d]", i), later)

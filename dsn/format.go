@@ -99,12 +99,12 @@ func address(a string) string {
 // other words of an ESP get a type of their own.
 func diagnosticCode(e event.Event) string {
 	switch {
+	case smtpReply(e.Diagnostic):
+		return typed("smtp", e.Diagnostic)
 	case e.SMTPReply != "":
 		return typed("smtp", e.SMTPReply)
 	case e.Diagnostic == "":
 		return ""
-	case smtpReply(e.Diagnostic):
-		return typed("smtp", e.Diagnostic)
 	case atom(e.Provider):
 		return typed("x-"+e.Provider, e.Diagnostic)
 	}

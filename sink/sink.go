@@ -1,5 +1,5 @@
 // Package sink carries the store's events outside: to the event file, to standard output, to
-// other applications.
+// other applications, to the senders of mails (DSN).
 //
 // Contract:
 //   - Every event of the store reaches every sink at least once, in the store's order. A sink's place
@@ -49,6 +49,12 @@ type Sink interface {
 // called at any time from any goroutine.
 type Reopener interface{ Reopen() }
 
+// Ticker is optional: Tick is called before each look for events, at least once every Config.Poll, for
+// work that time gives rise to.
+type Ticker interface {
+	Tick(ctx context.Context) error
+}
+
 // Config is what a Runner is made from.
 type Config struct {
 	Source Source
@@ -59,7 +65,7 @@ type Config struct {
 	MinBackoff, MaxBackoff time.Duration
 	Log                    *slog.Logger
 	// Lead, if set, tells whether this process is to serve the sink now. Where several bridges share a store,
-	// only one of them may forward.
+	// only one of them may forward. A sink that is not served follows nothing.
 	Lead func(ctx context.Context, sink string) bool
 	// Written is called with the number of events a sink has taken.
 	Written func(sink string, n int)
@@ -134,6 +140,7 @@ func (r *Runner) follow(ctx context.Context, s Sink) {
 
 	var from string
 	open := false // the target is, and from is our place
+	ticker, _ := s.(Ticker)
 	for ctx.Err() == nil {
 		if r.Lead != nil && !r.Lead(ctx, name) {
 			open = false // whoever leads moves the place
@@ -150,6 +157,12 @@ func (r *Runner) follow(ctx context.Context, s Sink) {
 				continue
 			}
 			open = true
+		}
+		if ticker != nil {
+			if err := ticker.Tick(ctx); err != nil {
+				t.wait(ctx, err)
+				continue
+			}
 		}
 		evs, next, err := r.Source.Follow(ctx, from, r.Batch)
 		switch {

@@ -46,6 +46,7 @@ type Bridge struct {
 	hooks   *webhookd.Handler
 	hookLn  net.Listener
 	sinks   *sink.Runner
+	dsn     *sink.DSN
 	metrics *admin.Metrics
 	alarms  *admin.Alarms
 	adminLn []adminSocket
@@ -96,6 +97,10 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	}
 	b.intake = &intake{store: b.store, log: b.log, disk: newDisk(cfg.DataDir)}
 	b.intake.now.Store(b.parts)
+	b.dsn = sink.NewDSN(sink.DSNConfig{Store: b.store, Settings: func() *sink.DSNSettings { return b.intake.now.Load().dsn }, Log: b.log})
+	if err = b.dsn.Arm(ctx, b.parts.dsn != nil); err != nil {
+		return nil, err
+	}
 	b.metrics = admin.NewMetrics(buildVersion(), b.store)
 	b.alarms = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Disk: b.diskLow}
 	b.runner = deliver.NewRunner(deliver.RunnerConfig{
@@ -250,7 +255,11 @@ func (b *Bridge) Reload() error {
 	if err != nil {
 		return err
 	}
-	if err := b.reloadEdge(cfg, p); err != nil {
+	err = b.dsn.Arm(context.Background(), p.dsn != nil)
+	if err == nil {
+		err = b.reloadEdge(cfg, p)
+	}
+	if err != nil {
 		p.close()
 		return err
 	}
@@ -329,6 +338,7 @@ func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Liste
 			MaxConnectionsPerIP: l.MaxConnectionsPerIP, MaxLine: int64(l.MaxLine), IdleTimeout: l.IdleTimeout.D(),
 			DataTimeout: l.DataTimeout.D(), DataTotal: l.DataTotal.D(), WriteTimeout: l.WriteTimeout.D(),
 			BareNewlines: l.BareNewlines, AppendDomain: l.AppendDomain, Aliases: cfg.Aliases, LMTP: l.Protocol == "lmtp",
+			DSN: cfg.DSN.Account != "",
 		}
 		for _, a := range l.Allow {
 			p, err := config.ParsePrefix(a)
@@ -474,7 +484,7 @@ func (a bridgeAccounts) Resume(ctx context.Context, account string) error {
 }
 
 func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
-	c := sink.Config{Source: b.store, Log: b.log, Written: b.metrics.SinkWritten}
+	c := sink.Config{Source: b.store, Sinks: []sink.Sink{b.dsn}, Lead: b.lead, Log: b.log, Written: b.metrics.SinkWritten}
 	switch cfg.Events.File {
 	case "":
 	case "stdout":

@@ -19,6 +19,7 @@ import (
 	"smtpbridge/providers"
 	"smtpbridge/providers/all"
 	"smtpbridge/route"
+	"smtpbridge/sink"
 	"smtpbridge/translate"
 )
 
@@ -27,6 +28,7 @@ type parts struct {
 	cfg      *config.Config
 	accounts map[string]*deliver.Account
 	planner  *deliver.Planner
+	dsn      *sink.DSNSettings // nil: no DSN mail
 }
 
 // loadParts reads a configuration and makes everything it names. All problems come at once: those
@@ -72,6 +74,10 @@ func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log
 		Retry: schedule, Expire: cfg.Delivery.Expire.D(), FailoverAfter: cfg.Delivery.FailoverAfter.D(),
 		Dialects: listenerDialects(cfg), OnUnknown: cfg.Delivery.OnUnknown, SoftBounce: cfg.Delivery.SoftBounce, KeepSubject: cfg.Events.Subject,
 	})
+	if p.dsn, err = p.dsnSettings(); err != nil {
+		p.close()
+		return nil, err
+	}
 	return p, nil
 }
 
