@@ -360,43 +360,46 @@ func mustJSON(v any) string {
 func (t *tx) finish(ctx context.Context, id string, now time.Time) error {
 	var open, bad int64
 	var body, blob, state string
-	err := t.get(ctx, []any{&open}, "SELECT count(*) FROM (SELECT 1 FROM recipients WHERE mail_id = ? AND state IN ('queued', 'in_flight') LIMIT 1) AS r", id)
+	const some = "(SELECT count(*) FROM (SELECT 1 FROM recipients WHERE mail_id = mails.id AND state "
+	err := t.get(ctx, []any{&open, &bad, &body, &blob, &state}, "SELECT "+some+"IN ('queued', 'in_flight') LIMIT 1) AS r), "+
+		some+"<> 'sent' LIMIT 1) AS r), body, blob, state FROM mails WHERE id = ?"+t.s.d.forUpdate, id)
 	if err != nil || open > 0 {
-		return err
-	}
-	err = t.get(ctx, []any{&bad}, "SELECT count(*) FROM (SELECT 1 FROM recipients WHERE mail_id = ? AND state <> 'sent' LIMIT 1) AS r", id)
-	if err != nil {
-		return err
-	}
-	if err := t.get(ctx, []any{&body, &blob, &state}, "SELECT body, blob, state FROM mails WHERE id = ?"+t.s.d.forUpdate, id); err != nil {
 		return err
 	}
 	if state != string(MailDeleted) {
 		state = string(MailFinished)
 	}
-	if _, err := t.exec(ctx, "UPDATE mails SET state = ?, hold_reason = CASE WHEN ? > 0 AND (hold_reason LIKE ? OR hold_reason = ?) THEN hold_reason ELSE '' END, finished = ?, failed = ? WHERE id = ?",
-		state, bad, waitMark+"%", goneMark, us(now), bad, id); err != nil {
-		return err
-	}
 	t.s.keepMu.Lock()
 	keep := t.s.keepBodies
 	t.s.keepMu.Unlock()
 	if body != bodyPurged && (bad == 0 && keep <= 0 || state == string(MailDeleted)) {
-		return t.purgeBody(ctx, id, body, blob, now)
-	}
-	return nil
-}
-
-// purgeBody removes a body. A file goes later, see blobGrace.
-func (t *tx) purgeBody(ctx context.Context, id, body, blob string, now time.Time) error {
-	if body == bodyFile {
-		if _, err := t.exec(ctx, "INSERT INTO dead_blobs (blob, since) VALUES (?, ?) ON CONFLICT DO NOTHING", blob, us(now)); err != nil {
+		if err := t.dropBody(ctx, id, body, blob, now); err != nil {
 			return err
 		}
-	} else if _, err := t.exec(ctx, "DELETE FROM bodies WHERE mail_id = ?", id); err != nil {
+		body, blob = bodyPurged, ""
+	}
+	_, err = t.exec(ctx, `UPDATE mails SET state = ?, hold_reason = CASE WHEN ? > 0 AND (hold_reason LIKE ? OR hold_reason = ?) THEN hold_reason ELSE '' END,
+		finished = ?, failed = ?, body = ?, blob = ? WHERE id = ?`,
+		state, bad, waitMark+"%", goneMark, us(now), bad, body, blob, id)
+	return err
+}
+
+// purgeBody removes a body.
+func (t *tx) purgeBody(ctx context.Context, id, body, blob string, now time.Time) error {
+	if err := t.dropBody(ctx, id, body, blob, now); err != nil {
 		return err
 	}
 	_, err := t.exec(ctx, "UPDATE mails SET body = ?, blob = '' WHERE id = ?", bodyPurged, id)
+	return err
+}
+
+// dropBody is purgeBody without its row in mails. A file goes later, see blobGrace.
+func (t *tx) dropBody(ctx context.Context, id, body, blob string, now time.Time) error {
+	if body == bodyFile {
+		_, err := t.exec(ctx, "INSERT INTO dead_blobs (blob, since) VALUES (?, ?) ON CONFLICT DO NOTHING", blob, us(now))
+		return err
+	}
+	_, err := t.exec(ctx, "DELETE FROM bodies WHERE mail_id = ?", id)
 	return err
 }
 

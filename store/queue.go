@@ -729,15 +729,9 @@ func (t *tx) settleJob(ctx context.Context, st *Settlement, jobID int64, deleted
 
 // dropEmptyJob removes a job without recipients, or any job if force is set.
 func (t *tx) dropEmptyJob(ctx context.Context, jobID int64, force bool) (bool, error) {
-	var left int64
-	if err := t.get(ctx, []any{&left}, "SELECT count(*) FROM recipients WHERE job_id <> 0 AND job_id = ?", jobID); err != nil {
-		return false, err
-	}
-	if left > 0 && !force {
-		return false, nil
-	}
-	_, err := t.exec(ctx, "DELETE FROM jobs WHERE id = ?", jobID)
-	return true, err
+	n, err := t.exec(ctx, "DELETE FROM jobs WHERE id = ? AND (? = 1 OR NOT EXISTS (SELECT 1 FROM recipients WHERE job_id <> 0 AND job_id = ?))",
+		jobID, num(force), jobID)
+	return n > 0, err
 }
 
 // queueFinal reports whether a kind ends a recipient for the queue.
