@@ -33,6 +33,7 @@ type API interface {
 	Erase(ctx context.Context, addr string) (*Erased, error)
 	// Backup copies the store to an empty or new directory, an absolute path on the bridge's machine.
 	Backup(ctx context.Context, dir string) error
+	SuppressionAPI
 }
 
 // ErrReadOnly says that the bridge is not running, so that nothing can be changed.

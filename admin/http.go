@@ -54,6 +54,7 @@ func Handler(api API) http.Handler {
 	mux.HandleFunc("POST /api/v1/backup", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, struct{}{}, api.Backup(r.Context(), r.FormValue("dir")))
 	})
+	serveSuppressions(mux, api)
 	mux.HandleFunc("GET /api/v1/events", func(w http.ResponseWriter, r *http.Request) { streamEvents(api, w, r) })
 	return mux
 }

@@ -162,7 +162,11 @@ type Retention struct {
 
 // Suppression is the [suppression] table.
 type Suppression struct {
-	Enabled bool `toml:"enabled"`
+	Enabled          bool     `toml:"enabled"`
+	AtRcpt           bool     `toml:"at_rcpt"`           // refuse at RCPT TO what every From domain is kept from
+	KeepBounces      Duration `toml:"keep_bounces"`      // how long an entry lasts; 0 = until it is removed
+	KeepComplaints   Duration `toml:"keep_complaints"`   // likewise
+	KeepUnsubscribes Duration `toml:"keep_unsubscribes"` // likewise
 }
 
 // Webhook is the [webhook] table.
@@ -249,10 +253,11 @@ func defaults() *Config {
 		Retention: Retention{
 			Failed: days(7), Ledger: days(30), Webhooks: days(30),
 		},
-		Webhook: Webhook{Address: "127.0.0.1:8025", Tolerance: Duration(5 * minute)},
-		DSN:     DSN{On: []string{"failed"}, DelayAfter: Duration(4 * hour), MaxPerHour: 1000},
-		Admin:   Admin{SocketMode: "0660", Preview: true},
-		Log:     Log{Level: "info", Format: "text", Addresses: true},
+		Webhook:     Webhook{Address: "127.0.0.1:8025", Tolerance: Duration(5 * minute)},
+		DSN:         DSN{On: []string{"failed"}, DelayAfter: Duration(4 * hour), MaxPerHour: 1000},
+		Admin:       Admin{SocketMode: "0660", Preview: true},
+		Log:         Log{Level: "info", Format: "text", Addresses: true},
+		Suppression: Suppression{KeepBounces: days(180)},
 	}
 }
 

@@ -365,6 +365,9 @@ func (c *Config) validateRest(root map[string]any) {
 	c.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", c.Log.Format, "text", "json")
 	c.validateDSN(root)
+	if c.Suppression.AtRcpt && !c.Suppression.Enabled {
+		p.add("suppression.at_rcpt", "needs enabled = true")
+	}
 	c.unbuilt()
 }
 
@@ -373,9 +376,6 @@ func (c *Config) validateRest(root map[string]any) {
 func (c *Config) unbuilt() {
 	p := c.problems
 	const later = "is not available in this version: remove it"
-	if c.Suppression.Enabled {
-		p.add("suppression.enabled", later)
-	}
 	for i := range c.Inbound {
 		p.add(fmt.Sprintf("inbound[%d]", i), later)
 	}

@@ -56,6 +56,7 @@ type PlannerConfig struct {
 	OnUnknown     string        // UnknownRetry ("" too) or UnknownHold
 	SoftBounce    bool          // nothing is refused or failed for good
 	KeepSubject   bool
+	Suppression   bool // recipients on the suppression list are rejected
 	// Dialects says, by listener, which header dialects are understood; a listener that is not named understands all.
 	Dialects map[string][]string
 }

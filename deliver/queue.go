@@ -20,6 +20,7 @@ type Queue interface {
 	Replan(ctx context.Context, mailID string, generation int64, jobs []store.NewJob) error
 	Stale(ctx context.Context, generation int64, n int) ([]string, error)
 	Record(ctx context.Context, raw *store.RawRequest, evs ...event.Event) (int, error)
+	Suppressed(ctx context.Context, address, domain, stream string) (*store.Suppression, error)
 	Accounts(ctx context.Context) ([]store.AccountState, error)
 	SetAccount(ctx context.Context, a store.AccountState, evs ...event.Event) error
 	Mails(ctx context.Context, f store.Filter) ([]store.Mail, error)

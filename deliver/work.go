@@ -395,6 +395,9 @@ func (w *work) judgeLost(it *item, partial bool) {
 
 // planNew makes calls for the recipients that are in none.
 func (w *work) planNew() bool {
+	if !w.suppress() {
+		return false
+	}
 	if len(w.c.Rcpts) == 0 {
 		return true
 	}

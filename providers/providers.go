@@ -309,3 +309,17 @@ func (r Registry) Names() []string {
 	}
 	return out
 }
+
+// Suppressed is an address on the ESP's own suppression list.
+type Suppressed struct {
+	Address string
+	Domain  string // the From domain the entry holds for, "" = any of the account
+	Reason  string // bounced, complained, unsubscribed, manual
+	Created time.Time
+	Expires time.Time // zero: never
+}
+
+// SuppressionLister is optional: reads the ESP's own suppression list to its end.
+type SuppressionLister interface {
+	Suppressions(ctx context.Context, each func(Suppressed) error) error
+}

@@ -596,6 +596,7 @@ func testSuppressions(t *testing.T, e engine) {
 		addr, domain, stream string
 		want                 bool
 	}{
+		"other case":   {"x@EXAMPLE.org", "shop.example", "", true},
 		"domain":       {"X@example.ORG", "Shop.Example", "", true},
 		"other domain": {"X@example.org", "other.example", "", false},
 		"global":       {"y@example.org", "any.example", "s", true},
@@ -621,12 +622,19 @@ func testSuppressions(t *testing.T, e engine) {
 	if len(got) != 3 {
 		t.Fatalf("got %v", got)
 	}
+	if of, err := f.SuppressionsOf(t.Context(), "x@example.org"); len(of) != 1 || of[0].Address != "X@Example.org" || err != nil {
+		t.Fatalf("entries of one address: %v %v", of, err)
+	}
+	f.must(f.Suppress(t.Context(), Suppression{Reason: "manual"}.Keyed(got[0].Key())))
+	if s, err := f.Suppressed(t.Context(), got[0].Address, "any.example", ""); s == nil || s.Address != "" || err != nil {
+		t.Fatalf("an entry by its key alone: %v %v", s, err)
+	}
 	f.clock.add(2 * time.Hour)
 	if s, err := f.Suppressed(t.Context(), "z@example.org", "", "news"); s != nil || err != nil {
 		t.Fatal(s, err)
 	}
-	f.must(f.Unsuppress(t.Context(), "y@example.org", "", ""))
-	if err := f.Unsuppress(t.Context(), "y@example.org", "", ""); !errors.Is(err, ErrNotFound) {
+	f.must(f.Unsuppress(t.Context(), Suppression{Address: "y@example.org"}))
+	if err := f.Unsuppress(t.Context(), Suppression{Address: "y@example.org"}); !errors.Is(err, ErrNotFound) {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"smtpbridge/envelope"
@@ -17,13 +18,21 @@ type Suppression struct {
 	Address string // "" when it was erased: the entry goes on working by its hash
 	Domain  string
 	Stream  string
-	Reason  string // bounced, complained, unsubscribed, manual ...
+	Reason  string // ReasonBounced ...
 	Source  string // event id, or who added it
 	Created time.Time
 	Expires time.Time // zero: never
 
 	key string
 }
+
+// Reasons of entries that come from events. An operator may give others.
+const (
+	ReasonBounced      = "bounced"
+	ReasonComplained   = "complained"
+	ReasonUnsubscribed = "unsubscribed"
+	ReasonManual       = "manual"
+)
 
 // Key names the entry's address without telling it.
 func (s Suppression) Key() string {
@@ -33,9 +42,16 @@ func (s Suppression) Key() string {
 	return addressKey(s.Address)
 }
 
-// addressKey is the hash under which an address is suppressed.
+// Keyed gives the entry of an address of which only the Key is known.
+func (s Suppression) Keyed(key string) Suppression {
+	s.Address, s.key = "", key
+	return s
+}
+
+// addressKey is the hash under which an address is suppressed. Case does not count anywhere in it: some ESPs report
+// addresses in lower case, and no two mailboxes that differ in case alone are known.
 func addressKey(addr string) string {
-	sum := sha256.Sum256([]byte(envelope.Fold(addr)))
+	sum := sha256.Sum256([]byte(strings.ToLower(envelope.Fold(addr))))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -62,9 +78,9 @@ func (s *Store) Suppress(ctx context.Context, list ...Suppression) error {
 }
 
 // Unsuppress removes an entry, ErrNotFound when there is none.
-func (s *Store) Unsuppress(ctx context.Context, address, domain, stream string) error {
+func (s *Store) Unsuppress(ctx context.Context, e Suppression) error {
 	err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
-		n, err := t.exec(ctx, "DELETE FROM suppressions WHERE address_key = ? AND domain = ? AND stream = ?", addressKey(address), envelope.FoldDomain(domain), stream)
+		n, err := t.exec(ctx, "DELETE FROM suppressions WHERE address_key = ? AND domain = ? AND stream = ?", e.Key(), envelope.FoldDomain(e.Domain), e.Stream)
 		if err == nil && n == 0 {
 			err = ErrNotFound
 		}
@@ -104,10 +120,18 @@ func (s *Store) Suppressed(ctx context.Context, address, domain, stream string) 
 
 // Suppressions returns up to n entries after the one given (nil: from the start), expired ones included.
 func (s *Store) Suppressions(ctx context.Context, after *Suppression, n int) ([]Suppression, error) {
-	where, args := "1 = 1", []any{}
-	if after != nil {
-		where, args = "(address_key, domain, stream) > (?, ?, ?)", []any{after.Key(), after.Domain, after.Stream}
+	if after == nil {
+		return s.suppressions(ctx, "1 = 1", n)
 	}
+	return s.suppressions(ctx, "(address_key, domain, stream) > (?, ?, ?)", n, after.Key(), after.Domain, after.Stream)
+}
+
+// SuppressionsOf returns the entries of one address, expired ones included.
+func (s *Store) SuppressionsOf(ctx context.Context, address string) ([]Suppression, error) {
+	return s.suppressions(ctx, "address_key = ?", 1000, addressKey(address))
+}
+
+func (s *Store) suppressions(ctx context.Context, where string, n int, args ...any) ([]Suppression, error) {
 	var out []Suppression
 	err := s.read().each(ctx, "SELECT "+suppressionColumns+" FROM suppressions WHERE "+where+" ORDER BY address_key, domain, stream LIMIT ?", append(args, n),
 		func(scan func(...any) error) error {

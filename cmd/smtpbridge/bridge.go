@@ -514,6 +514,9 @@ func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
 		}
 		c.Sinks = append(c.Sinks, s)
 	}
+	if cfg.Suppression.Enabled {
+		c.Sinks = append(c.Sinks, b.suppressSink(cfg.Suppression))
+	}
 	return sink.New(c)
 }
 

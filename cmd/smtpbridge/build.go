@@ -73,6 +73,7 @@ func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log
 		Routes: table, Accounts: p.accounts, Limits: mime.Limits{}, Generation: generation,
 		Retry: schedule, Expire: cfg.Delivery.Expire.D(), FailoverAfter: cfg.Delivery.FailoverAfter.D(),
 		Dialects: listenerDialects(cfg), OnUnknown: cfg.Delivery.OnUnknown, SoftBounce: cfg.Delivery.SoftBounce, KeepSubject: cfg.Events.Subject,
+		Suppression: cfg.Suppression.Enabled,
 	})
 	if p.dsn, err = p.dsnSettings(); err != nil {
 		p.close()

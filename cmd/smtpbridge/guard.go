@@ -123,9 +123,17 @@ func findConfigListener(cfg *config.Config, name string) *config.Listener {
 	return &cfg.Listeners[i]
 }
 
-// checkRcpt refuses an 8-bit local part that no account can serve (RFC 6531 3.5), as far as that
-// is known before the header: every route that could still take the recipient is asked.
+// checkRcpt asks what is known of a recipient before the mail is there.
 func (in *intake) checkRcpt(listener, user, _, rcpt string) *smtp.Refusal {
+	if r := in.suppressed(rcpt); r != nil {
+		return r
+	}
+	return in.checkEightBit(listener, user, rcpt)
+}
+
+// checkEightBit refuses an 8-bit local part that no account can serve (RFC 6531 3.5), as far as that
+// is known before the header: every route that could still take the recipient is asked.
+func (in *intake) checkEightBit(listener, user, rcpt string) *smtp.Refusal {
 	local, _ := envelope.Split(rcpt)
 	p := in.now.Load()
 	if envelope.IsASCII(local) || p.cfg.Delivery.SoftBounce {

@@ -81,7 +81,7 @@ bridge.toml.example, run "smtpbridge check" and "smtpbridge serve".`,
 	root.AddCommand(
 		demoCommand(), checkCommand(), serveCommand(), hashPasswordCommand(),
 		sendCommand(), sendmailCommand(), explainCommand(), parseCommand(),
-		queueCommand(), traceCommand(), eventsCommand(), accountCommand(),
+		queueCommand(), traceCommand(), eventsCommand(), accountCommand(), suppressionCommand(),
 		storeCommand(), eraseCommand(),
 		versionCommand(),
 	)

@@ -84,12 +84,13 @@ type provider struct {
 }
 
 var (
-	_ providers.Provider      = (*provider)(nil)
-	_ providers.Preparer      = (*provider)(nil)
-	_ providers.Checker       = (*provider)(nil)
-	_ providers.WebhookParser = (*provider)(nil)
-	_ providers.WebhookGetter = (*provider)(nil)
-	_ providers.InboundParser = (*provider)(nil)
+	_ providers.Provider          = (*provider)(nil)
+	_ providers.Preparer          = (*provider)(nil)
+	_ providers.Checker           = (*provider)(nil)
+	_ providers.WebhookParser     = (*provider)(nil)
+	_ providers.WebhookGetter     = (*provider)(nil)
+	_ providers.InboundParser     = (*provider)(nil)
+	_ providers.SuppressionLister = (*provider)(nil)
 )
 
 // New makes the provider of one account.

@@ -723,22 +723,11 @@ func fieldsOf(msg string) map[string]bool {
 
 // Check asks for an answer to the key, which changes nothing.
 func (p *provider) Check(ctx context.Context) error {
-	body, err := httpapi.Marshal(map[string]string{"key": p.opts.APIKey.Reveal()})
-	if err != nil {
-		return err
-	}
-	resp, err := p.client.Do(ctx, p.request("check", "users/ping2", httpapi.Bytes("application/json", body)))
-	if err != nil {
-		return err
-	}
-	if !resp.OK() {
-		return p.classify("check", nil, resp)
-	}
 	var pong struct{ PING text }
-	if err := resp.JSON(&pong); err != nil || pong.PING != "PONG!" {
-		e := p.client.Classify("check", resp, "", "the answer to a ping is not Mandrill's; check base_url and api_version")
-		e.Kind = providers.Operator
-		return e
+	err := p.post(ctx, "check", "users/ping2", map[string]any{}, &pong)
+	var e *providers.Error
+	if err == nil && pong.PING != "PONG!" || errors.As(err, &e) && e.HTTPStatus == http.StatusOK {
+		return &providers.Error{Provider: name, Op: "check", Kind: providers.Operator, HTTPStatus: http.StatusOK, Msg: "the answer to a ping is not Mandrill's; check base_url and api_version"}
 	}
-	return nil
+	return err
 }

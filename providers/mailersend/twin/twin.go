@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/mail"
 	"path"
@@ -242,6 +243,12 @@ func (t *Twin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			t.addWebhook(w, r, body)
 		}
 	default:
+		if list, ok := strings.CutPrefix(route, "GET /v1/suppressions/"); ok {
+			if t.scoped(w) {
+				t.suppressions(w, r, list)
+			}
+			return
+		}
 		switch strings.TrimSuffix(r.URL.Path, "/") {
 		case "/v1/email", "/v1/api-quota", "/v1/domains", "/v1/emails", "/v1/webhooks":
 			refuse(w, http.StatusMethodNotAllowed, "The "+r.Method+" method is not supported for this route.")
@@ -626,6 +633,37 @@ func checkAttachments(q *request, add func(field, text string)) (out []Attachmen
 		out = append(out, Attachment{Name: a.Filename, Disposition: a.Disposition, ID: id, Content: content})
 	}
 	return out
+}
+
+// lists names the suppression lists by the reasons that put an address on them.
+var lists = map[string]string{"hard-bounces": "hard_bounced", "spam-complaints": "spam_complaint", "unsubscribes": "unsubscribed", "blocklist": "blocklisted", "on-hold-list": "on_hold"}
+
+// suppressions serves GET /v1/suppressions/LIST, in the form the vendor's Go SDK reads.
+func (t *Twin) suppressions(w http.ResponseWriter, r *http.Request, list string) {
+	reason, ok := lists[list]
+	page, _ := strconv.Atoi(r.URL.Query().Get("page"))
+	limit, _ := strconv.Atoi(r.URL.Query().Get("limit"))
+	if !ok || r.URL.Query().Has("domain_id") && r.URL.Query().Get("domain_id") != DomainID {
+		refuse(w, http.StatusNotFound, "Resource not found.")
+		return
+	}
+	page, limit = max(page, 1), min(max(limit, 10), 100)
+	rows := []any{}
+	for _, addr := range slices.Sorted(maps.Keys(t.o.Suppressed)) {
+		if t.o.Suppressed[addr] != reason {
+			continue
+		}
+		domain := map[string]any{"id": DomainID, "name": t.domain()}
+		row := map[string]any{"id": "s" + addr, "created_at": "2026-01-02T03:04:05.000000Z"}
+		if list == "blocklist" {
+			row["type"], row["pattern"], row["domain"] = "exact", addr, domain
+		} else {
+			row["recipient"] = map[string]any{"id": "r" + addr, "email": addr, "domain": domain}
+		}
+		rows = append(rows, row)
+	}
+	from := min((page-1)*limit, len(rows))
+	answer(w, http.StatusOK, map[string]any{"data": rows[from:min(from+limit, len(rows))], "links": map[string]any{"next": nil}, "meta": map[string]any{"current_page": page}})
 }
 
 // emails serves GET /v1/emails: one row per recipient, newest first.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/mail"
 	"slices"
@@ -503,6 +504,29 @@ func (t *Twin) info(body []byte) (any, *refusal) {
 		}
 	}
 	return nil, errMessage
+}
+
+// listRejects is the deny list: https://mailchimp.com/developer/transactional/api/rejects/list-rejects/
+func (t *Twin) listRejects(body []byte) (any, *refusal) {
+	var q struct {
+		Key            string `json:"key"`
+		Email          string `json:"email"`
+		IncludeExpired bool   `json:"include_expired"`
+		Subaccount     string `json:"subaccount"`
+	}
+	if err := strict(body, &q); err != nil {
+		return nil, err
+	}
+	out := []any{}
+	for _, addr := range slices.Sorted(maps.Keys(t.o.Rejects)) {
+		if q.Email == "" || q.Email == addr {
+			out = append(out, map[string]any{
+				"email": addr, "reason": t.o.Rejects[addr], "detail": "", "created_at": "2026-01-02 03:04:05", "last_event_at": "2026-01-02 03:04:05",
+				"expires_at": nil, "expired": false, "sender": nil, "subaccount": nil,
+			})
+		}
+	}
+	return out, nil
 }
 
 // Body is what a raw document's reader gets below the header.

@@ -317,6 +317,8 @@ func (t *Twin) serve(r *http.Request, body []byte) (any, *refusal) {
 		return t.sendRaw(body)
 	case "messages/info":
 		return t.info(body)
+	case "rejects/list":
+		return t.listRejects(body)
 	case "webhooks/add":
 		return t.addWebhook(r.Context(), body)
 	case "webhooks/list":
