@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"smtpbridge/event"
+	"smtpbridge/store"
 )
 
 // API is what an operator can ask for.
@@ -29,6 +30,8 @@ type API interface {
 	Events(ctx context.Context, q EventQuery, each func(event.Event) error) error
 	Accounts(ctx context.Context) ([]Account, error)
 	SetAccount(ctx context.Context, name string, pause bool, reason string) error
+	// Replay reads stored webhook requests anew; each gets the counts so far, and at last those of the whole.
+	Replay(ctx context.Context, since time.Time, each func(store.Replayed) error) error
 	// Erase removes an address from everything that is finished.
 	Erase(ctx context.Context, addr string) (*Erased, error)
 	// Backup copies the store to an empty or new directory, an absolute path on the bridge's machine.

@@ -12,9 +12,11 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"smtpbridge/event"
+	"smtpbridge/store"
 )
 
 // Handler serves an API as JSON below /api/v1/.
@@ -46,6 +48,15 @@ func Handler(api API) http.Handler {
 			return
 		}
 		answer(w, struct{}{}, api.SetAccount(r.Context(), r.PathValue("name"), a == "pause", r.FormValue("reason")))
+	})
+	mux.HandleFunc("POST /api/v1/replay", func(w http.ResponseWriter, r *http.Request) {
+		since, err := time.Parse(time.RFC3339Nano, r.FormValue("since"))
+		if err != nil {
+			answer(w, nil, fmt.Errorf("since: %w", err))
+			return
+		}
+		s := newStream(w)
+		s.end(api.Replay(r.Context(), since, func(sum store.Replayed) error { return s.send(sum, true) }))
 	})
 	mux.HandleFunc("POST /api/v1/erase", func(w http.ResponseWriter, r *http.Request) {
 		e, err := api.Erase(r.Context(), r.FormValue("address"))
@@ -87,21 +98,34 @@ func streamEvents(api API, w http.ResponseWriter, r *http.Request) {
 		}
 		query.Since = t
 	}
-	rc := http.NewResponseController(w)
+	s := newStream(w)
+	s.end(api.Events(r.Context(), query, func(e event.Event) error { return s.send(e, query.Follow) }))
+}
+
+// stream answers with one JSON value a line, as they come.
+type stream struct {
+	rc  *http.ResponseController
+	enc *json.Encoder
+}
+
+func newStream(w http.ResponseWriter) *stream {
+	s := &stream{http.NewResponseController(w), json.NewEncoder(w)}
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	_ = rc.Flush()
-	enc := json.NewEncoder(w)
-	err := api.Events(r.Context(), query, func(e event.Event) error {
-		if err := enc.Encode(e); err != nil {
-			return err
-		}
-		if query.Follow {
-			return rc.Flush()
-		}
-		return nil
-	})
-	if err != nil && r.Context().Err() == nil {
-		_ = enc.Encode(map[string]string{"error": err.Error()})
+	_ = s.rc.Flush()
+	return s
+}
+
+func (s *stream) send(v any, now bool) error {
+	if err := s.enc.Encode(v); err != nil || !now {
+		return err
+	}
+	return s.rc.Flush()
+}
+
+// end tells what went wrong in a last line. A client that went away does not read it.
+func (s *stream) end(err error) {
+	if err != nil {
+		_ = s.enc.Encode(map[string]string{"error": err.Error()})
 	}
 }
 
@@ -240,7 +264,18 @@ func (c *Client) Events(ctx context.Context, q EventQuery, each func(event.Event
 	if !q.Since.IsZero() {
 		v.Set("since", q.Since.Format(time.RFC3339Nano))
 	}
-	resp, err := c.send(ctx, http.MethodGet, "events?"+v.Encode(), nil)
+	return readStream(ctx, c, http.MethodGet, "events?"+v.Encode(), nil, each)
+}
+
+// Replay implements API.
+func (c *Client) Replay(ctx context.Context, since time.Time, each func(store.Replayed) error) error {
+	form := url.Values{"since": {since.Format(time.RFC3339Nano)}}
+	return readStream(ctx, c, http.MethodPost, "replay", strings.NewReader(form.Encode()), each)
+}
+
+// readStream reads an answer of one JSON value a line.
+func readStream[T any](ctx context.Context, c *Client, method, path string, body io.Reader, each func(T) error) error {
+	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
@@ -255,11 +290,11 @@ func (c *Client) Events(ctx context.Context, q EventQuery, each func(event.Event
 			if json.Unmarshal(line, &failure) == nil && failure.Error != "" {
 				return errors.New(failure.Error)
 			}
-			var e event.Event
-			if err := json.Unmarshal(line, &e); err != nil {
-				return fmt.Errorf("read an event: %w", err)
+			var v T
+			if err := json.Unmarshal(line, &v); err != nil {
+				return fmt.Errorf("read the answer: %w", err)
 			}
-			if err := each(e); err != nil {
+			if err := each(v); err != nil {
 				return err
 			}
 		}

@@ -23,12 +23,14 @@ type Accounts interface {
 
 // Service is the API on a store of this process.
 type Service struct {
-	Store   *store.Store
-	Accts   Accounts // nil: read-only, no bridge runs
-	Version string
-	Started time.Time
-	Log     *slog.Logger
-	Now     func() time.Time
+	Store *store.Store
+	Accts Accounts // nil: read-only, no bridge runs
+	// Replayer reads stored requests anew, with the parsers of the configured accounts.
+	Replayer func(ctx context.Context, since time.Time, progress func(store.Replayed) error) (store.Replayed, error)
+	Version  string
+	Started  time.Time
+	Log      *slog.Logger
+	Now      func() time.Time
 }
 
 var _ API = (*Service)(nil)
@@ -151,6 +153,19 @@ func (s *Service) deleted(d *store.Detail) []event.Event {
 		})
 	}
 	return out
+}
+
+// Replay implements API.
+func (s *Service) Replay(ctx context.Context, since time.Time, each func(store.Replayed) error) error {
+	if s.Replayer == nil {
+		return ErrReadOnly
+	}
+	s.Log.Info("operator action", "event", "admin.action", "action", "replay", "since", since)
+	sum, err := s.Replayer(ctx, since, each)
+	if err != nil {
+		return err
+	}
+	return each(sum)
 }
 
 // Events implements API.

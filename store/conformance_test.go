@@ -232,6 +232,7 @@ func runSuite(t *testing.T, e engine) {
 		{"ambiguous after restart", testAmbiguousAfterRestart},
 		{"settle keeps the ledger", testSettleKeepsLedger},
 		{"record", testRecord},
+		{"replay", testReplay},
 		{"ids per recipient", testPerRecipientIDs},
 		{"withheld events", testWithheld},
 		{"an event proves acceptance", testProof},

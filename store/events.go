@@ -120,7 +120,15 @@ func (t *tx) insertEvent(ctx context.Context, e *event.Event, fact string) (bool
 		return false, fmt.Errorf("event %s: %w", e.ID, err)
 	}
 	var f any
-	if fact != "" && e.Revision == 0 {
+	if fact != "" && e.Revision > 0 { // a revision tells no fact anew
+		var n int64
+		if err := t.get(ctx, []any{&n}, "SELECT count(*) FROM events WHERE id = ?", text(e.ID)); err != nil {
+			return false, err
+		} else if n > 0 {
+			fact = ""
+		}
+	}
+	if fact != "" {
 		f = text(fact)
 	}
 	rcpt := ""

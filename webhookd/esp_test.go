@@ -98,9 +98,15 @@ func TestESPFixturesOverHTTP(t *testing.T) {
 				}
 				compare(t, f, evs)
 				for _, e := range evs {
-					if e.Account != "acc" || e.Provider != c.info.Name || e.RawID == "" || e.V != event.Version {
+					if e.Revision != 0 || e.Account != "acc" || e.Provider != c.info.Name || e.RawID == "" || e.V != event.Version {
 						t.Errorf("incomplete: %+v", e)
 					}
+				}
+				// What was stored, without signature and mail text, says the same.
+				sum, err := webhookd.Replay(t.Context(), g.cfg, st, time.Time{}, func(store.Replayed) error { return nil })
+				again, _, ferr := st.Follow(t.Context(), "", 100)
+				if err != nil || ferr != nil || len(again) != len(evs) || sum.Same != len(evs) || sum.Unread+sum.Revised+sum.Added > 0 || sum.Requests != sum.Total {
+					t.Errorf("replay: %+v, %v, %v; %d events became %d: %+v", sum, err, ferr, len(evs), len(again), again)
 				}
 			})
 		}

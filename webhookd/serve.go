@@ -251,7 +251,7 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 	defer cancel()
 	r = r.WithContext(ctx)
 	r.Body = http.NoBody
-	now := s.Now().UTC()
+	now := s.Now().UTC().Truncate(time.Microsecond) // as it is stored
 	var (
 		evs   []event.Event
 		mails []providers.Inbound

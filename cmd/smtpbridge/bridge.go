@@ -444,7 +444,7 @@ func urlPath(u string) string {
 }
 
 func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.Listener) error {
-	svc := &admin.Service{Store: b.store, Accts: bridgeAccounts{b}, Version: buildVersion(), Started: b.started, Log: b.log, Now: time.Now}
+	svc := &admin.Service{Store: b.store, Accts: bridgeAccounts{b}, Version: buildVersion(), Started: b.started, Log: b.log, Now: time.Now, Replayer: b.replay}
 	health := admin.Health(b.store.Ping, b.alarms.Raised, b.metrics)
 	mux := http.NewServeMux()
 	mux.Handle("/api/", admin.Handler(svc))

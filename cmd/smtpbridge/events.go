@@ -23,6 +23,7 @@ func eventsCommand() *cobra.Command {
 		Long: `Prints events in the order they became known. Formats: text (a line for people), json (the
 public form, one object a line), dsn (the fields of RFC 3464).`,
 	}
+	c.AddCommand(replayCommand())
 	file := configFlag(c)
 	f := c.Flags()
 	f.BoolVarP(&q.Follow, "follow", "f", false, "go on as new events come")
