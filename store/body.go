@@ -282,7 +282,9 @@ func (r *receipt) insertRows(ctx context.Context, t *tx, id string) error {
 func (s *Store) Body(ctx context.Context, id string) (Body, error) {
 	var where, blob, sum string
 	var size int64
-	err := s.read().get(ctx, []any{&where, &blob, &sum, &size}, "SELECT body, blob, sha256, size FROM mails WHERE id = ?", id)
+	var first []byte // chunk, mostly the whole body
+	err := s.read().get(ctx, []any{&where, &blob, &sum, &size, &first},
+		"SELECT m.body, m.blob, m.sha256, m.size, b.data FROM mails m LEFT JOIN bodies b ON b.mail_id = m.id AND b.n = 0 WHERE m.id = ?", id)
 	if err != nil {
 		return nil, fmt.Errorf("body of %s: %w", id, err)
 	}
@@ -291,7 +293,7 @@ func (s *Store) Body(ctx context.Context, id string) (Body, error) {
 	case bodyFile:
 		b, err = s.openBlob(blob, sum, size)
 	case bodyRows:
-		b, err = s.openRows(ctx, id, sum, size)
+		b, err = s.openRows(ctx, id, sum, size, first)
 	default:
 		return nil, fmt.Errorf("body of %s: %w", id, ErrNotFound)
 	}
@@ -341,7 +343,13 @@ func (s *Store) openBlob(blob, sum string, size int64) (Body, error) {
 	return fileBody{f, size}, nil
 }
 
-func (s *Store) openRows(ctx context.Context, id, sum string, size int64) (Body, error) {
+func (s *Store) openRows(ctx context.Context, id, sum string, size int64, first []byte) (Body, error) {
+	if int64(len(first)) == size && size <= s.o.InlineBody {
+		if got := sha256.Sum256(first); hex.EncodeToString(got[:]) != sum {
+			return nil, ErrCorrupt
+		}
+		return newMemBody(first), nil
+	}
 	h := sha256.New()
 	var mem []byte
 	var f *os.File

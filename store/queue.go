@@ -523,7 +523,8 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 	case err != nil:
 		return false, err
 	}
-	m, err := t.mailAnyway(ctx, id)
+	m := st.Claim.Mail // sealed; only its state can have changed
+	err = t.get(ctx, []any{&m.State, &m.HoldReason}, "SELECT state, hold_reason FROM mails WHERE id = ?", id)
 	if errors.Is(err, ErrNotFound) {
 		return true, nil // purged: it was final long ago
 	}
