@@ -61,15 +61,20 @@ func unfold(v []byte) []byte {
 	return out
 }
 
-// toUTF8 reads raw 8-bit octets as UTF-8 (RFC 6532) or else as Windows-1252, the superset
-// of Latin-1 that old software means.
+// toUTF8 reads raw 8-bit octets as UTF-8 (RFC 6532), and those that are none as Windows-1252, the superset
+// of Latin-1 that old software means. Names in one field may come from several programs.
 func toUTF8(b []byte) string {
 	if utf8.Valid(b) {
 		return string(b)
 	}
 	var s strings.Builder
-	for _, c := range b {
-		s.WriteRune(charmap.Windows1252.DecodeByte(c))
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if r == utf8.RuneError && n == 1 {
+			r = charmap.Windows1252.DecodeByte(b[0])
+		}
+		s.WriteRune(r)
+		b = b[n:]
 	}
 	return s.String()
 }

@@ -1,15 +1,50 @@
 #!/usr/bin/env python3
 """An independent reading of the test mails, by Python's email package (policy.default).
 
-    python3 testdata/oracle.py            rewrites testdata/oracle.json
-    python3 testdata/oracle.py MAIL.eml   prints one reading in full
+    python3 testdata/oracle.py            rewrites testdata/golden/, one file for each mail of testdata/corpus
+    python3 testdata/oracle.py MAIL.eml   prints the reading of one mail
 
-The source is first brought to CRLF line ends, as it would arrive by SMTP. The sizes and
-digests of message/* parts are left out (null): the package takes those apart and cannot give back the octets.
+A file has the shape of what "smtpbridge parse" prints. "defects" holds the names of the package's own
+defect classes. The source is first brought to CRLF line ends, as it would arrive by SMTP.
 """
-import datetime, email, email.policy, email.utils, hashlib, json, pathlib, re, sys
+import datetime, email, email.message, email.policy, email.utils, encodings.aliases, hashlib, json, pathlib, re, shutil, sys
+from email.headerregistry import HeaderRegistry
 
 HERE = pathlib.Path(__file__).parent
+encodings.aliases.aliases["windows_874"] = "cp874"  # a name that Python does not know
+
+
+class Message(email.message.EmailMessage):
+    """A message/* part shows the parser another type: it would take it apart, and could not give back its octets."""
+
+    parsing = True
+
+    def get_content_type(self):
+        ctype = super().get_content_type()
+        return "application/leaf" if Message.parsing and ctype.startswith("message/") else ctype
+
+
+POLICY = email.policy.default.clone(message_factory=Message)
+plain = HeaderRegistry(use_default_map=False)
+
+
+def unraw(s):
+    """Raw 8-bit octets are UTF-8, and those that are none Windows-1252."""
+    s = s.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda m: cp1252(ord(m.group()) - 0xDC00), s)
+
+
+def cp1252(c):
+    return chr(c) if c in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else bytes([c]).decode("cp1252")
+
+
+def value_of(name, raw):
+    text = str(plain(name, unraw("".join(raw.splitlines()))))
+    return tidy(text)
+
+
+def tidy(s):
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", unraw(s)).strip(" ")
 
 
 def addresses(msg, name):
@@ -54,15 +89,15 @@ def leaves(part, aside=False):
         yield part, aside
         return
     children = part.get_payload()
+    related = part.get_content_type() == "multipart/related"
     root = 0
-    if part.get_content_type() == "multipart/related":
+    if related:
         start = part.get_param("start")
         for i, c in enumerate(children):
             if start and str(c.get("content-id", "")).strip() == start.strip():
                 root = i
     for i, c in enumerate(children):
-        down = aside or (part.get_content_type() == "multipart/related" and i != root)
-        yield from leaves(c, down)
+        yield from leaves(c, aside or related and i != root)
 
 
 def optional(msg, name):
@@ -72,7 +107,9 @@ def optional(msg, name):
 
 def read(data):
     data = re.sub(rb"\r?\n", b"\r\n", data)
-    msg = email.message_from_bytes(data, policy=email.policy.default)
+    Message.parsing = True
+    msg = email.message_from_bytes(data, policy=POLICY)
+    Message.parsing = False
     r = {"subject": attempt(lambda: optional(msg, "subject"), False)}
     for key, name in (("from", "from"), ("to", "to"), ("cc", "cc"), ("reply_to", "reply-to")):
         r[key] = attempt(lambda: addresses(msg, name))
@@ -88,7 +125,7 @@ def read(data):
     r["date"] = date
     mid = attempt(lambda: optional(msg, "message-id"), False)
     r["message_id"] = mid.strip().strip("<>") if mid else None
-    texts, htmls, files = [], [], []
+    texts, htmls, files, defects = [], [], [], []
     for i, (part, aside) in enumerate(leaves(msg)):
         ctype = part.get_content_type()
         if part.get_content_maintype() == "multipart":
@@ -98,19 +135,23 @@ def read(data):
         if ctype in ("text/plain", "text/html") and disp != "attachment" and (not name or i == 0) and not aside:
             (texts if ctype == "text/plain" else htmls).append(text_of(part))
             continue
-        body = None if part.get_content_maintype() == "message" else part.get_payload(decode=True)
+        body = part.get_payload(decode=True) or b""
         cid = attempt(lambda: optional(part, "content-id"), None)
         files.append({
             "filename": name or None,
             "content_type": ctype,
-            "size": None if body is None else len(body),
-            "sha256": None if body is None else hashlib.sha256(body).hexdigest(),
+            "size": len(body),
+            "sha256": hashlib.sha256(body).hexdigest(),
             "content_id": cid.strip().strip("<>") if cid else None,
             "inline": disp == "inline" or (bool(cid) and disp != "attachment"),
         })
+    for part in msg.walk():  # after decoding, which finds some
+        defects += [type(d).__name__ for d in part.defects]
     r["text"] = "\n".join(texts) if texts else None
     r["html"] = "\n".join(htmls) if htmls else None
+    r["headers"] = [{"name": n, "value": attempt(lambda: value_of(n, v))} for n, v in msg.raw_items()]
     r["attachments"] = files
+    r["defects"] = sorted(set(defects))
     return r
 
 
@@ -124,20 +165,20 @@ def clean(v):
     return v
 
 
+def dump(path):
+    return json.dumps(clean(read(path.read_bytes())), indent=1, ensure_ascii=False) + "\n"
+
+
 def main():
     if len(sys.argv) > 1:
-        print(json.dumps(clean(read(pathlib.Path(sys.argv[1]).read_bytes())), indent=2, ensure_ascii=False))
+        print(dump(pathlib.Path(sys.argv[1])), end="")
         return
-    out = {}
-    base = HERE / "corpus"
+    base, golden = HERE / "corpus", HERE / "golden"
+    shutil.rmtree(golden, ignore_errors=True)
     for path in sorted(base.rglob("*.eml")):
-        r = clean(read(path.read_bytes()))
-        for key in ("text", "html"):
-            if r[key] is not None:
-                b = r[key].encode()
-                r[key] = {"size": len(b), "sha256": hashlib.sha256(b).hexdigest()}
-        out[str(path.relative_to(base))] = r
-    (HERE / "oracle.json").write_text(json.dumps(out, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        to = golden / path.relative_to(base).with_suffix(".json")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(dump(path), encoding="utf-8")
 
 
 main()
