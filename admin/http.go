@@ -3,6 +3,7 @@ package admin
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,71 +21,166 @@ import (
 	"smtpbridge/store"
 )
 
+// route is one path of the JSON API. docs/openapi.json is made of this table.
+type route struct {
+	method, path string // below /api/v1/
+	doc          string
+	params       []param // of the query, or of the form that a POST carries
+	result       any     // a value of the type answered; nil: {}
+	call         func(api API, r *http.Request) (any, error)
+}
+
+type param struct{ name, doc string }
+
+// reasonParam goes into the log and the event log.
+var reasonParam = param{"reason", "kept in the log and the event log"}
+
+var mailParams = []param{
+	{"state", "queued, held, finished, deleted, failed (a recipient was not reached) or all; without it: queued and held"},
+	{"q", "a queue id, Message-ID, ESP id, event id or our reference, else an address, else a part of the subject (if subjects are kept)"},
+	{"address", "only mails from or to this address"},
+	{"account", "only mails of this account"},
+	{"limit", "at most so many, default 100, at most 500 a page"},
+	{"after", "only mails older than this queue id: the next of the page before"},
+}
+
+func mailQuery(r *http.Request) Query {
+	q := r.URL.Query()
+	return Query{State: q.Get("state"), Text: q.Get("q"), Address: q.Get("address"), Account: q.Get("account"), Limit: number(q.Get("limit")), After: q.Get("after")}
+}
+
+func number(s string) int {
+	n, _ := strconv.Atoi(s) // 0 is the default
+	return n
+}
+
+var routes = []route{
+	{"GET", "status", "The bridge at a glance.", nil, Status{}, func(api API, r *http.Request) (any, error) { return api.Status(r.Context()) }},
+	{"GET", "activity", "What happened, counted in steps of time.", []param{{"span", "how far back: 24h, 168h; default 24h, at most 744h"}}, Activity{}, func(api API, r *http.Request) (any, error) {
+		return api.Activity(r.Context(), span(r))
+	}},
+	{"GET", "mails", "One page of mails, newest first, at a bounded cost.", mailParams, Page{}, func(api API, r *http.Request) (any, error) { return api.Mails(r.Context(), mailQuery(r)) }},
+	{"GET", "queue", "All mails a query finds, newest first, up to limit.", mailParams, []Mail{}, func(api API, r *http.Request) (any, error) { return api.Queue(r.Context(), mailQuery(r)) }},
+	{"GET", "queue/{id}", "The whole life of one mail.", nil, Detail{}, func(api API, r *http.Request) (any, error) { return api.Mail(r.Context(), r.PathValue("id")) }},
+	{"GET", "queue/{id}/content", "What a mail says, while its body is kept and [admin] preview is true.", nil, Content{}, func(api API, r *http.Request) (any, error) {
+		return api.Content(r.Context(), r.PathValue("id"))
+	}},
+	{"POST", "queue/{id}/{action}", "Does something with a queued mail: retry (due now), hold, release (ends a hold), delete (remaining recipients do not receive it).", []param{reasonParam}, nil, func(api API, r *http.Request) (any, error) {
+		return nil, api.Act(r.Context(), r.PathValue("id"), Action(r.PathValue("action")), r.FormValue("reason"))
+	}},
+	{"GET", "trace", "The whole life of mails, newest first.", []param{{"key", "a queue id, Message-ID, ESP id, our reference or an address"}}, []*Detail{}, func(api API, r *http.Request) (any, error) {
+		return api.Trace(r.Context(), r.URL.Query().Get("key"))
+	}},
+	{"GET", "accounts", "The configured accounts with state, queue and webhook.", nil, []Account{}, func(api API, r *http.Request) (any, error) { return api.Accounts(r.Context()) }},
+	{"POST", "accounts/{name}/{action}", "pause: mail of the account waits; resume: it is sent again.", []param{reasonParam}, nil, func(api API, r *http.Request) (any, error) {
+		a := r.PathValue("action")
+		if a != "pause" && a != "resume" {
+			return nil, fmt.Errorf("action %q: %w", event.Clean(a, 40), ErrNotFound)
+		}
+		return nil, api.SetAccount(r.Context(), r.PathValue("name"), a == "pause", r.FormValue("reason"))
+	}},
+	{"GET", "inbox", "The newest mails that accounts of provider sandbox have taken.", nil, []InboxMail{}, func(api API, r *http.Request) (any, error) { return api.Inbox(r.Context()) }},
+	{"GET", "inbox/{account}/{id}", "One of them, with its content if [admin] preview is true.", nil, InboxMail{}, func(api API, r *http.Request) (any, error) {
+		return api.InboxMail(r.Context(), r.PathValue("account"), r.PathValue("id"))
+	}},
+	{"POST", "erase", "Takes an address out of everything that is finished.", []param{{"address", "the address"}}, Erased{}, func(api API, r *http.Request) (any, error) {
+		return api.Erase(r.Context(), r.FormValue("address"))
+	}},
+	{"POST", "backup", "Copies the store.", []param{{"dir", "an empty or new directory, an absolute path on the bridge's machine"}}, nil, func(api API, r *http.Request) (any, error) {
+		return nil, api.Backup(r.Context(), r.FormValue("dir"))
+	}},
+	{"GET", "recent", "The newest events, newest first.", append(eventParams[:2:2], param{"limit", "at most so many, default 100, at most 500"}), []event.Event{}, func(api API, r *http.Request) (any, error) {
+		q := r.URL.Query()
+		return api.Recent(r.Context(), EventQuery{Recipient: q.Get("recipient"), Kind: event.Kind(q.Get("event"))}, cmp.Or(number(q.Get("limit")), 100))
+	}},
+}
+
+// jsonRoutes are all that answer with one JSON value.
+func jsonRoutes() []route { return slices.Concat(routes, suppressionRoutes) }
+
+// bodyRoute is served by serveBody.
+var bodyRoute = route{method: "GET", path: "queue/{id}/body", doc: "The bytes of a mail as they were received, while they are kept (message/rfc822); at [admin] address only if preview is true."}
+
+// replayRoute tells how far it is, one object a line.
+var replayRoute = route{method: "POST", path: "replay", doc: "Reads stored webhook requests anew; answers with the sums so far, one JSON object a line (application/x-ndjson), the last is the result.", params: []param{
+	{"since", "requests received since (RFC 3339)"},
+}, result: store.Replayed{}}
+
+// eventsRoute is served by streamEvents, one object a line.
+var eventsRoute = route{method: "GET", path: "events", doc: "Events in the order they became known, one JSON object a line (application/x-ndjson).", params: append(eventParams[:2:2],
+	param{"since", "only events that became known since (RFC 3339)"}, param{"follow", "true: go on as new events come"}), result: event.Event{}}
+
+var eventParams = []param{{"recipient", "only events of this recipient"}, {"event", "only events of this kind"}}
+
+func span(r *http.Request) time.Duration {
+	d, err := time.ParseDuration(r.URL.Query().Get("span"))
+	if err != nil {
+		return 24 * time.Hour
+	}
+	return d
+}
+
 // Handler serves an API as JSON below /api/v1/.
 func Handler(api API) http.Handler {
 	mux := http.NewServeMux()
-	get := func(pattern string, f func(r *http.Request) (any, error)) {
-		mux.HandleFunc("GET /api/v1/"+pattern, func(w http.ResponseWriter, r *http.Request) {
-			v, err := f(r)
+	for _, rt := range jsonRoutes() {
+		mux.HandleFunc(rt.method+" /api/v1/"+rt.path, func(w http.ResponseWriter, r *http.Request) {
+			v, err := rt.call(api, r)
+			if v == nil {
+				v = struct{}{}
+			}
 			answer(w, v, err)
 		})
 	}
-	get("status", func(r *http.Request) (any, error) { return api.Status(r.Context()) })
-	get("queue", func(r *http.Request) (any, error) {
-		q := r.URL.Query()
-		limit, _ := strconv.Atoi(q.Get("limit"))
-		return api.Queue(r.Context(), Query{State: q.Get("state"), Address: q.Get("address"), Account: q.Get("account"), Limit: limit, After: q.Get("after")})
-	})
-	get("queue/{id}", func(r *http.Request) (any, error) { return api.Mail(r.Context(), r.PathValue("id")) })
-	mux.HandleFunc("GET /api/v1/queue/{id}/body", func(w http.ResponseWriter, r *http.Request) { serveBody(api, w, r) })
-	get("trace", func(r *http.Request) (any, error) { return api.Trace(r.Context(), r.URL.Query().Get("key")) })
-	get("accounts", func(r *http.Request) (any, error) { return api.Accounts(r.Context()) })
-	mux.HandleFunc("POST /api/v1/queue/{id}/{action}", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, struct{}{}, api.Act(r.Context(), r.PathValue("id"), Action(r.PathValue("action")), r.FormValue("reason")))
-	})
-	mux.HandleFunc("POST /api/v1/accounts/{name}/{action}", func(w http.ResponseWriter, r *http.Request) {
-		a := r.PathValue("action")
-		if a != "pause" && a != "resume" {
-			answer(w, nil, fmt.Errorf("action %q: %w", event.Clean(a, 40), ErrNotFound))
-			return
-		}
-		answer(w, struct{}{}, api.SetAccount(r.Context(), r.PathValue("name"), a == "pause", r.FormValue("reason")))
-	})
-	mux.HandleFunc("POST /api/v1/replay", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /api/v1/"+eventsRoute.path, func(w http.ResponseWriter, r *http.Request) { streamEvents(api, w, r) })
+	mux.HandleFunc("POST /api/v1/"+replayRoute.path, func(w http.ResponseWriter, r *http.Request) {
 		since, err := time.Parse(time.RFC3339Nano, r.FormValue("since"))
 		if err != nil {
-			answer(w, nil, fmt.Errorf("since: %w", err))
+			answer(w, nil, fmt.Errorf("since: %v: %w", err, errBadRequest))
 			return
 		}
 		s := newStream(w)
 		s.end(api.Replay(r.Context(), since, func(sum store.Replayed) error { return s.send(sum, true) }))
 	})
-	mux.HandleFunc("POST /api/v1/erase", func(w http.ResponseWriter, r *http.Request) {
-		e, err := api.Erase(r.Context(), r.FormValue("address"))
-		answer(w, e, err)
+	mux.HandleFunc("GET /api/v1/"+bodyRoute.path, func(w http.ResponseWriter, r *http.Request) { serveBody(api, w, r) })
+	mux.HandleFunc("GET /api/v1/openapi.json", func(w http.ResponseWriter, r *http.Request) { answer(w, OpenAPI(), nil) })
+	mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
+		answerError(w, http.StatusNotFound, "no such path; see /api/v1/openapi.json")
 	})
-	mux.HandleFunc("POST /api/v1/backup", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, struct{}{}, api.Backup(r.Context(), r.FormValue("dir")))
-	})
-	serveSuppressions(mux, api)
-	mux.HandleFunc("GET /api/v1/events", func(w http.ResponseWriter, r *http.Request) { streamEvents(api, w, r) })
 	return mux
 }
 
-func answer(w http.ResponseWriter, v any, err error) {
+func answerError(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	if err != nil {
-		status := http.StatusInternalServerError
-		switch {
-		case errors.Is(err, ErrNotFound):
-			status = http.StatusNotFound
-		case errors.Is(err, ErrReadOnly):
-			status = http.StatusConflict
-		}
-		w.WriteHeader(status)
-		v = map[string]string{"error": err.Error()}
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"error": text}) // a client that went away is not our error
+}
+
+var errBadRequest = errors.New("the request cannot be understood")
+
+// statusOf is the HTTP status of an error.
+func statusOf(err error) int {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return http.StatusNotFound
+	case errors.Is(err, ErrReadOnly), errors.Is(err, ErrDone):
+		return http.StatusConflict
+	case errors.Is(err, ErrPreview):
+		return http.StatusForbidden
+	case errors.Is(err, errBadRequest):
+		return http.StatusBadRequest
 	}
+	return http.StatusInternalServerError
+}
+
+func answer(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		answerError(w, statusOf(err), err.Error())
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
 	_ = json.NewEncoder(w).Encode(v) // a client that went away is not our error
 }
 
@@ -93,7 +190,7 @@ func streamEvents(api API, w http.ResponseWriter, r *http.Request) {
 	if s := q.Get("since"); s != "" {
 		t, err := time.Parse(time.RFC3339Nano, s)
 		if err != nil {
-			answer(w, nil, fmt.Errorf("since: %w", err))
+			answer(w, nil, fmt.Errorf("since: %v: %w", err, errBadRequest))
 			return
 		}
 		query.Since = t
@@ -208,11 +305,50 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 	return &s, c.do(ctx, http.MethodGet, "status", nil, &s)
 }
 
+func (q Query) values() url.Values {
+	return url.Values{"state": {q.State}, "q": {q.Text}, "address": {q.Address}, "account": {q.Account}, "limit": {strconv.Itoa(q.Limit)}, "after": {q.After}}
+}
+
 // Queue implements API.
 func (c *Client) Queue(ctx context.Context, q Query) ([]Mail, error) {
 	var out []Mail
-	v := url.Values{"state": {q.State}, "address": {q.Address}, "account": {q.Account}, "limit": {strconv.Itoa(q.Limit)}, "after": {q.After}}
-	return out, c.do(ctx, http.MethodGet, "queue", v, &out)
+	return out, c.do(ctx, http.MethodGet, "queue", q.values(), &out)
+}
+
+// Mails implements API.
+func (c *Client) Mails(ctx context.Context, q Query) (*Page, error) {
+	var p Page
+	return &p, c.do(ctx, http.MethodGet, "mails", q.values(), &p)
+}
+
+// Content implements API.
+func (c *Client) Content(ctx context.Context, id string) (*Content, error) {
+	var out Content
+	return &out, c.do(ctx, http.MethodGet, "queue/"+url.PathEscape(id)+"/content", nil, &out)
+}
+
+// Activity implements API.
+func (c *Client) Activity(ctx context.Context, span time.Duration) (*Activity, error) {
+	var a Activity
+	return &a, c.do(ctx, http.MethodGet, "activity", url.Values{"span": {span.String()}}, &a)
+}
+
+// Inbox implements API.
+func (c *Client) Inbox(ctx context.Context) ([]InboxMail, error) {
+	var out []InboxMail
+	return out, c.do(ctx, http.MethodGet, "inbox", nil, &out)
+}
+
+// InboxMail implements API.
+func (c *Client) InboxMail(ctx context.Context, account, id string) (*InboxMail, error) {
+	var m InboxMail
+	return &m, c.do(ctx, http.MethodGet, "inbox/"+url.PathEscape(account)+"/"+url.PathEscape(id), nil, &m)
+}
+
+// Recent implements API.
+func (c *Client) Recent(ctx context.Context, q EventQuery, limit int) ([]event.Event, error) {
+	var out []event.Event
+	return out, c.do(ctx, http.MethodGet, "recent", url.Values{"recipient": {q.Recipient}, "event": {string(q.Kind)}, "limit": {strconv.Itoa(limit)}}, &out)
 }
 
 // Mail implements API.

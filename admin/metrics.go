@@ -133,9 +133,30 @@ func (m *Metrics) alarm(name, account string, raised bool) {
 // queueCollector reads the queue's numbers when they are asked for, at most every few seconds.
 type queueCollector struct {
 	store *store.Store
-	mu    sync.Mutex
-	at    time.Time
-	last  store.Stats
+	stats statsCache
+}
+
+// statsFor is how long counts of the queue are good enough for people and scrapes.
+const statsFor = 3 * time.Second
+
+// statsCache keeps counting from being done for everybody who looks.
+type statsCache struct {
+	mu   sync.Mutex
+	at   time.Time
+	last store.Stats
+}
+
+func (c *statsCache) read(ctx context.Context, st *store.Store, now time.Time) (store.Stats, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if age := now.Sub(c.at); age >= 0 && age < statsFor {
+		return c.last, nil
+	}
+	last, err := st.Stats(ctx)
+	if err == nil {
+		c.at, c.last = now, last
+	}
+	return last, err
 }
 
 var (
@@ -152,30 +173,32 @@ func (q *queueCollector) Describe(ch chan<- *prometheus.Desc) {
 }
 
 func (q *queueCollector) Collect(ch chan<- prometheus.Metric) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if time.Since(q.at) > 5*time.Second {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		st, err := q.store.Stats(ctx)
-		if err != nil {
-			ch <- prometheus.NewInvalidMetric(queuedDesc, err)
-			return
-		}
-		q.at, q.last = time.Now(), st
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	st, err := q.stats.read(ctx, q.store, time.Now())
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(queuedDesc, err)
+		return
 	}
 	send := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	send(queuedDesc, float64(q.last.Queued), "queued")
-	send(queuedDesc, float64(q.last.Held), "held")
-	send(inFlightDesc, float64(q.last.InFlight))
+	send(queuedDesc, float64(st.Queued), "queued")
+	send(queuedDesc, float64(st.Held), "held")
+	send(inFlightDesc, float64(st.InFlight))
 	age := 0.0
-	if !q.last.Oldest.IsZero() {
-		age = time.Since(q.last.Oldest).Seconds()
+	if !st.Oldest.IsZero() {
+		age = time.Since(st.Oldest).Seconds()
 	}
 	send(oldestDesc, age)
-	for a, n := range q.last.ByAccount {
+	for a, n := range st.ByAccount {
 		send(accountDesc, float64(n), a)
 	}
+}
+
+// forget makes the next look count anew: something is about to change.
+func (c *statsCache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = time.Time{}
 }

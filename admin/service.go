@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sort"
+	"strings"
 	"time"
 
 	"smtpbridge/envelope"
@@ -15,61 +16,105 @@ import (
 
 // Accounts is what a running bridge adds to the store: the configured accounts and the power to pause them.
 type Accounts interface {
-	// Configured lists account names with their provider.
-	Configured() map[string]string
+	// Configured lists accounts by name.
+	Configured() map[string]Configured
 	Pause(ctx context.Context, account, reason string) error
 	Resume(ctx context.Context, account string) error
 }
 
+// Configured is what the configuration says of an account.
+type Configured struct {
+	Provider string
+	Webhook  *Webhook           // without Last; nil: its ESP calls nobody
+	Inbox    func() []InboxMail // of the sandbox, oldest first; else nil
+}
+
 // Service is the API on a store of this process.
 type Service struct {
-	Store *store.Store
-	Accts Accounts // nil: read-only, no bridge runs
+	Store   *store.Store
+	Accts   Accounts       // nil: read-only, no bridge runs
+	Alarms  func() []Alarm // may be nil
+	Preview func() bool    // whether contents may be shown; nil: no
 	// Replayer reads stored requests anew, with the parsers of the configured accounts.
 	Replayer func(ctx context.Context, since time.Time, progress func(store.Replayed) error) (store.Replayed, error)
 	Version  string
 	Started  time.Time
 	Log      *slog.Logger
 	Now      func() time.Time
+
+	stats statsCache
 }
 
 var _ API = (*Service)(nil)
 
 // Status implements API.
 func (s *Service) Status(ctx context.Context) (*Status, error) {
-	st, err := s.Store.Stats(ctx)
+	st, err := s.stats.read(ctx, s.Store, s.Now())
 	if err != nil {
 		return nil, err
 	}
-	out := &Status{Version: s.Version, Started: s.Started, Queued: st.Queued, Held: st.Held, InFlight: st.InFlight, ByAccount: st.ByAccount}
+	out := &Status{Alarms: []Alarm{}, Version: s.Version, Started: s.Started, Queued: st.Queued, Held: st.Held, InFlight: st.InFlight, ByAccount: st.ByAccount}
 	out.Oldest = timePtr(st.Oldest)
+	if s.Alarms != nil {
+		out.Alarms = append(out.Alarms, s.Alarms()...)
+	}
 	return out, nil
 }
 
 // Queue implements API.
 func (s *Service) Queue(ctx context.Context, q Query) ([]Mail, error) {
-	f := store.Filter{State: store.MailState(q.State), Address: q.Address, Account: q.Account, Limit: q.Limit, After: q.After}
-	states := []store.MailState{f.State}
-	switch f.State {
-	case "":
-		states = []store.MailState{store.MailQueued, store.MailHeld}
-	case "all":
-		states = []store.MailState{""}
-	}
 	out := []Mail{}
-	for _, st := range states {
-		f.State = st
-		mails, err := s.Store.Mails(ctx, f)
+	want := q.Limit
+	for {
+		p, err := s.Mails(ctx, q)
 		if err != nil {
 			return nil, err
 		}
-		for i := range mails {
-			out = append(out, mailView(&mails[i]))
+		out = append(out, p.Mails...)
+		if q.After = p.Next; p.Next == "" || want > 0 && len(out) >= want {
+			break
 		}
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].ID > out[j].ID })
-	if q.Limit > 0 && len(out) > q.Limit {
-		out = out[:q.Limit]
+	if want > 0 && len(out) > want {
+		out = out[:want]
+	}
+	return out, nil
+}
+
+// Mails implements API.
+func (s *Service) Mails(ctx context.Context, q Query) (*Page, error) {
+	f := store.Search{Address: q.Address, Account: q.Account, Limit: q.Limit, After: q.After}
+	switch q.State {
+	case "":
+		f.States = []store.MailState{store.MailQueued, store.MailHeld}
+	case "all":
+	case "failed":
+		f.Failed = true
+	default:
+		f.States = []store.MailState{store.MailState(q.State)}
+	}
+	if q.Text != "" {
+		ids, err := s.Store.FindExact(ctx, q.Text)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case len(ids) > 0:
+			f.IDs = ids
+		case strings.Contains(q.Text, "@"):
+			f.Address = q.Text
+		default:
+			f.Subject = q.Text
+		}
+	}
+	lines, next, err := s.Store.Page(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	out := &Page{Mails: make([]Mail, len(lines)), Next: next}
+	for i := range lines {
+		out.Mails[i] = mailView(&lines[i].Mail)
+		out.Mails[i].Outcome = lines[i].Outcome
 	}
 	return out, nil
 }
@@ -116,9 +161,14 @@ func (s *Service) Act(ctx context.Context, id string, a Action, reason string) e
 		return notFound(err, "mail", id)
 	}
 	if st := d.Mail.State; st == store.MailFinished || st == store.MailDeleted {
-		return fmt.Errorf("mail %s is %s: there is nothing left to %s", d.Mail.Envelope.ID, st, a)
+		return &doneError{fmt.Sprintf("mail %s is %s: there is nothing left to %s", d.Mail.Envelope.ID, st, event.Clean(string(a), 40))}
 	}
-	s.Log.Info("operator action", "event", "admin.action", "action", string(a), "id", d.Mail.Envelope.ID, "reason", event.Clean(reason, 200))
+	if a != Retry && a != Hold && a != Release && a != Delete {
+		return fmt.Errorf("action %q: %w", event.Clean(string(a), 40), ErrNotFound)
+	}
+	if err := s.audit(ctx, change{what: string(a), id: d.Mail.Envelope.ID, reason: reason}); err != nil {
+		return err
+	}
 	switch a {
 	case Retry:
 		err = s.Store.Retry(ctx, id)
@@ -131,8 +181,6 @@ func (s *Service) Act(ctx context.Context, id string, a Action, reason string) e
 		err = s.Store.ReleaseHold(ctx, id)
 	case Delete:
 		err = s.Store.Delete(ctx, id, s.deleted(d)...)
-	default:
-		return fmt.Errorf("action %q: %w", event.Clean(string(a), 40), ErrNotFound)
 	}
 	return notFound(err, "mail", id)
 }
@@ -160,7 +208,9 @@ func (s *Service) Replay(ctx context.Context, since time.Time, each func(store.R
 	if s.Replayer == nil {
 		return ErrReadOnly
 	}
-	s.Log.Info("operator action", "event", "admin.action", "action", "replay", "since", since)
+	if err := s.audit(ctx, change{what: "replay", reason: "since " + since.UTC().Format(time.RFC3339)}); err != nil {
+		return err
+	}
 	sum, err := s.Replayer(ctx, since, each)
 	if err != nil {
 		return err
@@ -172,7 +222,10 @@ func (s *Service) Replay(ctx context.Context, since time.Time, each func(store.R
 func (s *Service) Events(ctx context.Context, q EventQuery, each func(event.Event) error) error {
 	wake, stop := s.Store.Subscribe(store.TopicEvents)
 	defer stop()
-	cursor := ""
+	cursor, err := s.start(ctx, q)
+	if err != nil {
+		return err
+	}
 	for {
 		evs, next, err := s.Store.Follow(ctx, cursor, 500)
 		if err != nil {
@@ -203,6 +256,17 @@ func (s *Service) Events(ctx context.Context, q EventQuery, each func(event.Even
 	}
 }
 
+// start is where in the log to begin: near the first event asked for.
+func (s *Service) start(ctx context.Context, q EventQuery) (string, error) {
+	switch {
+	case q.New:
+		return s.Store.LastCursor(ctx)
+	case q.Since.IsZero():
+		return "", nil
+	}
+	return s.Store.CursorBefore(ctx, q.Since)
+}
+
 func (q EventQuery) match(e event.Event) bool {
 	return !e.Seen.Before(q.Since) && (q.Kind == "" || q.Kind == e.Kind) &&
 		(q.Recipient == "" || envelope.Equal(q.Recipient, e.Recipient))
@@ -210,7 +274,7 @@ func (q EventQuery) match(e event.Event) bool {
 
 // Accounts implements API.
 func (s *Service) Accounts(ctx context.Context) ([]Account, error) {
-	st, err := s.Store.Stats(ctx)
+	st, err := s.stats.read(ctx, s.Store, s.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -218,21 +282,34 @@ func (s *Service) Accounts(ctx context.Context) ([]Account, error) {
 	if err != nil {
 		return nil, err
 	}
-	var names map[string]string
+	var names map[string]Configured
 	if s.Accts != nil {
 		names = s.Accts.Configured()
+	}
+	hooks, err := s.Store.LastWebhooks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	webhook := func(name string) *Webhook {
+		if names[name].Webhook == nil {
+			return nil
+		}
+		w := *names[name].Webhook
+		w.Last = timePtr(hooks[name])
+		return &w
 	}
 	out, seen := []Account{}, map[string]bool{}
 	for _, a := range states {
 		seen[a.Account] = seen[a.Account] || a.Domain == ""
 		out = append(out, Account{
-			Name: a.Account, Provider: names[a.Account], State: a.State, Reason: a.Reason, Domain: a.Domain,
+			Name: a.Account, Provider: names[a.Account].Provider, State: a.State, Reason: a.Reason, Domain: a.Domain,
 			Until: timePtr(a.Until), Since: timePtr(a.Since), Queued: st.ByAccount[a.Account],
+			Webhook: webhook(a.Account),
 		})
 	}
 	for n, p := range names {
 		if !seen[n] {
-			out = append(out, Account{Name: n, Provider: p, State: "active", Queued: st.ByAccount[n]})
+			out = append(out, Account{Name: n, Provider: p.Provider, State: "active", Queued: st.ByAccount[n], Webhook: webhook(n)})
 		}
 	}
 	sort.Slice(out, func(i, j int) bool {
@@ -249,7 +326,9 @@ func (s *Service) SetAccount(ctx context.Context, name string, pause bool, reaso
 	if _, ok := s.Accts.Configured()[name]; !ok {
 		return fmt.Errorf("account %q: %w", event.Clean(name, 80), ErrNotFound)
 	}
-	s.Log.Info("operator action", "event", "admin.action", "action", map[bool]string{true: "pause", false: "resume"}[pause], "account", name, "reason", event.Clean(reason, 200))
+	if err := s.audit(ctx, change{what: map[bool]string{true: "pause", false: "resume"}[pause], account: name, reason: reason}); err != nil {
+		return err
+	}
 	if pause {
 		if reason == "" {
 			reason = "operator"
@@ -264,7 +343,9 @@ func (s *Service) Erase(ctx context.Context, addr string) (*Erased, error) {
 	if s.Accts == nil {
 		return nil, ErrReadOnly
 	}
-	s.Log.Info("operator action", "event", "admin.action", "action", "erase") // the address is what shall be forgotten
+	if err := s.audit(ctx, change{what: "erase"}); err != nil { // the address is what shall be forgotten
+		return nil, err
+	}
 	e, err := s.Store.Erase(ctx, addr)
 	return &Erased{Mails: e.Mails, Events: e.Events, Waiting: e.Waiting}, err
 }
@@ -274,9 +355,17 @@ func (s *Service) Backup(ctx context.Context, dir string) error {
 	if s.Accts == nil {
 		return ErrReadOnly
 	}
-	s.Log.Info("operator action", "event", "admin.action", "action", "backup", "dir", event.Clean(dir, 300))
+	if err := s.audit(ctx, change{what: "backup", reason: dir}); err != nil {
+		return err
+	}
 	return s.Store.Backup(ctx, dir)
 }
+
+// doneError is an ErrDone in its own words.
+type doneError struct{ text string }
+
+func (e *doneError) Error() string { return e.text }
+func (e *doneError) Unwrap() error { return ErrDone }
 
 func notFound(err error, what, id string) error {
 	if errors.Is(err, store.ErrNotFound) {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"smtpbridge/envelope"
@@ -77,7 +78,7 @@ func (l Suppressions) Suppress(ctx context.Context, list []Suppression) error {
 	out := make([]store.Suppression, len(list))
 	for i, s := range list {
 		if err := envelope.ValidateAddr(s.Address); err != nil && !isKey(s) {
-			return fmt.Errorf("%q is no address: %w", event.Clean(s.Address, 100), err)
+			return fmt.Errorf("%q is no address: %v: %w", event.Clean(s.Address, 100), err, errBadRequest)
 		}
 		out[i] = stored(s)
 	}
@@ -115,7 +116,9 @@ func (s *Service) Suppress(ctx context.Context, list []Suppression) error {
 	if s.Accts == nil {
 		return ErrReadOnly
 	}
-	s.Log.Info("operator action", "event", "admin.action", "action", "suppress", "entries", len(list))
+	if err := s.audit(ctx, change{what: "suppress", reason: entries(list)}); err != nil {
+		return err
+	}
 	return Suppressions{s.Store}.Suppress(ctx, list)
 }
 
@@ -124,41 +127,64 @@ func (s *Service) Unsuppress(ctx context.Context, e Suppression) error {
 	if s.Accts == nil {
 		return ErrReadOnly
 	}
-	s.Log.Info("operator action", "event", "admin.action", "action", "unsuppress")
+	if err := s.audit(ctx, change{what: "unsuppress", reason: entries([]Suppression{e})}); err != nil {
+		return err
+	}
 	return Suppressions{s.Store}.Unsuppress(ctx, e)
 }
 
-// serveSuppressions adds the list to the API's paths.
-func serveSuppressions(mux *http.ServeMux, api SuppressionAPI) {
-	mux.HandleFunc("GET /api/v1/suppressions", func(w http.ResponseWriter, r *http.Request) {
+// entries names entries for the audit: by their keys, which erasing an address does not have to find.
+func entries(list []Suppression) string {
+	var keys []string
+	for _, e := range list {
+		if len(keys) == 3 {
+			return fmt.Sprintf("%s and %d more", strings.Join(keys, ", "), len(list)-len(keys))
+		}
+		es := stored(e)
+		keys = append(keys, es.Key()[:16])
+	}
+	return strings.Join(keys, ", ")
+}
+
+// entriesParam is a list of Suppression.
+var entriesParam = []param{{"entries", "a JSON list of entries as GET gives them; address is enough, or key for an erased one"}}
+
+var suppressionRoutes = []route{
+	{"GET", "suppressions", "The entries of the suppression list in the order of their keys.", []param{
+		{"address", "the entries of this address"},
+		{"limit", "at most so many, at most 1000"},
+		{"key", "after the entry with this key, domain and stream"},
+		{"domain", "see key"},
+		{"stream", "see key"},
+	}, []Suppression{}, func(api API, r *http.Request) (any, error) {
 		q := r.URL.Query()
-		limit, _ := strconv.Atoi(q.Get("limit"))
 		var after *Suppression
 		if q.Has("key") {
 			after = &Suppression{Key: q.Get("key"), Domain: q.Get("domain"), Stream: q.Get("stream")}
 		}
-		v, err := api.Suppressions(r.Context(), q.Get("address"), after, limit)
-		answer(w, v, err)
-	})
-	change := func(do func(ctx context.Context, list []Suppression) error) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			var list []Suppression
-			err := json.Unmarshal([]byte(r.FormValue("entries")), &list)
-			if err == nil {
-				err = do(r.Context(), list)
+		return api.Suppressions(r.Context(), q.Get("address"), after, number(q.Get("limit")))
+	}},
+	{"POST", "suppressions", "Adds or replaces entries.", entriesParam, nil, func(api API, r *http.Request) (any, error) {
+		return changeSuppressions(r, func(list []Suppression) error { return api.Suppress(r.Context(), list) })
+	}},
+	{"POST", "suppressions/remove", "Removes entries; one that is not there is no error.", entriesParam, nil, func(api API, r *http.Request) (any, error) {
+		return changeSuppressions(r, func(list []Suppression) error {
+			for _, e := range list {
+				if err := api.Unsuppress(r.Context(), e); err != nil && !errors.Is(err, ErrNotFound) {
+					return err
+				}
 			}
-			answer(w, struct{}{}, err)
-		}
+			return nil
+		})
+	}},
+}
+
+func changeSuppressions(r *http.Request, do func([]Suppression) error) (any, error) {
+	var list []Suppression
+	if err := json.Unmarshal([]byte(r.FormValue("entries")), &list); err != nil {
+		return nil, fmt.Errorf("entries: %v: %w", err, errBadRequest)
 	}
-	mux.HandleFunc("POST /api/v1/suppressions", change(api.Suppress))
-	mux.HandleFunc("POST /api/v1/suppressions/remove", change(func(ctx context.Context, list []Suppression) error {
-		for _, e := range list {
-			if err := api.Unsuppress(ctx, e); err != nil && !errors.Is(err, ErrNotFound) {
-				return err
-			}
-		}
-		return nil
-	}))
+	return nil, do(list)
 }
 
 // Suppressions implements SuppressionAPI.

@@ -1,8 +1,11 @@
 package admin
 
 import (
+	"bytes"
 	"time"
 
+	"smtpbridge/event"
+	"smtpbridge/mime"
 	"smtpbridge/store"
 )
 
@@ -20,7 +23,7 @@ func mailView(m *store.Mail) Mail {
 }
 
 func detailView(d *store.Detail) *Detail {
-	out := &Detail{Mail: mailView(&d.Mail), Events: d.Events}
+	out := &Detail{Mail: mailView(&d.Mail), Events: d.Events, Headers: headers(d.Mail.Header), BodyKept: !d.Mail.BodyPurged}
 	addrs := func(ns []int) []string {
 		list := make([]string, 0, len(ns))
 		for _, n := range ns {
@@ -53,6 +56,21 @@ func detailView(d *store.Detail) *Detail {
 	}
 	return out
 }
+
+// headers decodes the header block that the ledger keeps.
+func headers(block []byte) []Field {
+	m, err := mime.Parse(bytes.NewReader(block), int64(len(block)), mime.Limits{})
+	if err != nil {
+		return nil // it was within the limits when the mail came
+	}
+	out := make([]Field, len(m.Header))
+	for i, f := range m.Header {
+		out[i] = Field{Name: f.Name, Value: event.Clean(f.Value, maxHeaderValue)}
+	}
+	return out
+}
+
+const maxHeaderValue = 2000
 
 func timePtr(t time.Time) *time.Time {
 	if t.IsZero() {

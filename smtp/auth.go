@@ -16,13 +16,10 @@ import (
 
 const (
 	authPerSession  = 3                // failures before 421
-	authPerPeer     = 10               // failures in authWindow before the peer is held off
-	authWindow      = 10 * time.Minute // of counting, and of holding off
 	authRemember    = 10 * time.Minute // a success is believed without argon2
 	authConcurrency = 2                // argon2 needs 19 MiB each
 	authWait        = 20 * time.Second // for one of those
 	authDelay       = time.Second      // every failure takes at least so long, whatever its cause
-	maxPeers        = 10000            // remembered by throttle
 	maxAuthLine     = 12288            // RFC 4954 4
 )
 
@@ -121,59 +118,6 @@ func (u *users) verify(ctx context.Context, name, pw string, now time.Time) (boo
 	u.known[name] = remembered{mac: mac, until: now.Add(authRemember)} // one entry per configured user: bounded
 	u.mu.Unlock()
 	return true, nil
-}
-
-// throttle counts failed logins per peer.
-type throttle struct {
-	mu    sync.Mutex
-	peers map[string]*failures
-}
-
-type failures struct {
-	n           int
-	since, held time.Time // first of the count; held off until
-}
-
-func (t *throttle) blocked(peer string, now time.Time) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	f := t.peers[peer]
-	return f != nil && now.Before(f.held)
-}
-
-func (t *throttle) fail(peer string, now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	f := t.peers[peer]
-	if f == nil || now.Sub(f.since) > authWindow {
-		if len(t.peers) >= maxPeers {
-			t.sweep(now)
-		}
-		f = &failures{since: now}
-		t.peers[peer] = f
-	}
-	if f.n++; f.n >= authPerPeer {
-		f.held = now.Add(authWindow)
-	}
-}
-
-// sweep forgets what is over, or a tenth of all when nothing is.
-func (t *throttle) sweep(now time.Time) {
-	for k, f := range t.peers {
-		if now.Sub(f.since) > authWindow && !now.Before(f.held) {
-			delete(t.peers, k)
-		}
-	}
-	drop := 0
-	if len(t.peers) >= maxPeers {
-		drop = maxPeers / 10
-	}
-	for k := range t.peers {
-		if drop--; drop < 0 {
-			return
-		}
-		delete(t.peers, k)
-	}
 }
 
 // loginServer is the LOGIN mechanism (draft-murchison-sasl-login), which go-sasl has for clients only.

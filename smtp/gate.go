@@ -855,7 +855,7 @@ func (g *gate) auth() {
 		g.fail(501, "5.5.4", "Syntax: AUTH mechanism")
 	case mech != "PLAIN" && mech != "LOGIN":
 		g.fail(504, "5.5.4", "Mechanism not offered")
-	case g.srv.throttle.blocked(g.peer.key, time.Now()):
+	case g.srv.throttle.Blocked(g.peer.key, time.Now()):
 		g.log.Warn(logAuthFail, "reason", "held_off")
 		g.die(421, "4.7.0", "Too many failed logins, try again later")
 	default:

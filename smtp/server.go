@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"smtpbridge/internal/throttle"
 )
 
 // Server is the set of listeners and their sessions.
@@ -20,7 +22,7 @@ type Server struct {
 	ctx    context.Context // of Commit; done when a shutdown runs out of time
 	cancel context.CancelFunc
 
-	throttle  throttle
+	throttle  throttle.Throttle
 	sem       chan struct{} // password checks
 	authDelay time.Duration
 	sids      atomic.Uint64
@@ -71,7 +73,7 @@ func newGeneration(c *Config, sem chan struct{}) (*generation, error) {
 // New checks the configuration; it opens nothing.
 func New(c Config) (*Server, error) {
 	s := &Server{
-		sem: make(chan struct{}, authConcurrency), authDelay: authDelay, throttle: throttle{peers: map[string]*failures{}},
+		sem: make(chan struct{}, authConcurrency), authDelay: authDelay,
 		ports: map[string]*port{}, gates: map[*gate]struct{}{},
 	}
 	gen, err := newGeneration(&c, s.sem)

@@ -299,7 +299,7 @@ func (s *session) login(name, pw string) error {
 func (s *session) loginFailed(start time.Time, name, reason string) error {
 	g := s.g
 	g.authFails++
-	g.srv.throttle.fail(g.peer.key, time.Now())
+	g.srv.throttle.Fail(g.peer.key, time.Now())
 	g.log.Warn(logAuthFail, g.gen.cfg.userAttr(name), "reason", reason)
 	if f := g.gen.cfg.Metrics.AuthFail; f != nil {
 		f(g.l.Name)

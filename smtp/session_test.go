@@ -701,23 +701,6 @@ func TestVerifyRemembers(t *testing.T) {
 	}
 }
 
-func TestThrottleIsBounded(t *testing.T) {
-	th := throttle{peers: map[string]*failures{}}
-	now := time.Unix(1000, 0)
-	for i := range 3 * maxPeers {
-		th.fail(fmt.Sprint(i), now)
-	}
-	if n := len(th.peers); n > maxPeers {
-		t.Errorf("%d peers remembered", n)
-	}
-	for range authPerPeer {
-		th.fail("x", now)
-	}
-	if !th.blocked("x", now.Add(authWindow-1)) || th.blocked("x", now.Add(authWindow)) {
-		t.Error("held off for another time than the window")
-	}
-}
-
 func TestHideAddresses(t *testing.T) {
 	f := start(t, func(c *Config, l *Listener) {
 		c.HideAddresses, l.Auth = true, AuthOptional

@@ -738,6 +738,38 @@ func (s *Store) LastCursor(ctx context.Context) (string, error) {
 	return s.cursorText(xid, seq), nil
 }
 
+// seenSlack is how far the order of the outbox may differ from that of seen.
+const seenSlack = time.Minute
+
+// CursorBefore is a cursor from which following gives every event that became known since a time, and few others.
+func (s *Store) CursorBefore(ctx context.Context, since time.Time) (string, error) {
+	var lo, hi int64
+	err := s.read().get(ctx, []any{&lo, &hi}, "SELECT COALESCE((SELECT seq FROM events ORDER BY seq LIMIT 1), 0), COALESCE((SELECT seq FROM events ORDER BY seq DESC LIMIT 1), 0)")
+	if err != nil {
+		return "", err
+	}
+	cutoff := us(since.Add(-seenSlack))
+	for lo < hi {
+		mid := lo + (hi-lo)/2
+		var seq, seen int64
+		if err := s.read().get(ctx, []any{&seq, &seen}, "SELECT seq, seen FROM events WHERE seq >= ? ORDER BY seq LIMIT 1", mid); err != nil {
+			return "", err
+		}
+		if seen < cutoff {
+			lo = seq + 1
+		} else {
+			hi = mid
+		}
+	}
+	if !s.d.shared {
+		return s.cursorText(0, lo-1), nil
+	}
+	// Transactions write out of order: begin at the oldest among those near.
+	var xid int64
+	err = s.read().get(ctx, []any{&xid}, "SELECT COALESCE(min(xid), 1) FROM (SELECT xid FROM events WHERE seq >= ? ORDER BY seq LIMIT 1000) AS near", lo)
+	return s.cursorText(xid, 0), err
+}
+
 func parseCursor(c string) (xid, seq int64, err error) {
 	x, q, ok := strings.Cut(c, ".")
 	if !ok {
@@ -808,6 +840,9 @@ func (s *Store) Events(ctx context.Context, f Filter) ([]event.Event, error) {
 		add("seq "+cmp+" (SELECT max(seq) FROM events WHERE id = ?)", f.After)
 	}
 	query := "SELECT data, ref, raw_id FROM events"
+	if f.Window > 0 {
+		add("seq > (SELECT max(seq) FROM events) - ?", f.Window)
+	}
 	if len(where) > 0 {
 		query += " WHERE " + strings.Join(where, " AND ")
 	}

@@ -19,6 +19,7 @@ const (
 
 // Search selects mails for a page of them. Zero fields select everything.
 type Search struct {
+	IDs     []string    // queue ids
 	States  []MailState // some of them
 	Failed  bool        // finished with a recipient that was rejected, failed or deleted
 	Address string      // sender or recipient
@@ -77,6 +78,13 @@ func (s *Store) Page(ctx context.Context, f Search) (lines []Line, next string, 
 
 // branches chooses the indexes that know most of what is asked.
 func (f *Search) branches() []branch {
+	if len(f.IDs) > 0 {
+		args := make([]any, len(f.IDs))
+		for i, id := range f.IDs {
+			args[i] = id
+		}
+		return []branch{{"mails m", "m.id", "m.id IN (" + strings.TrimSuffix(strings.Repeat("?,", len(args)), ",") + ")", args}}
+	}
 	if f.Address != "" {
 		key := envelope.Fold(f.Address)
 		return []branch{

@@ -70,6 +70,7 @@ func testPages(t *testing.T, e engine) {
 		"subject":             {Search{Subject: "welcome"}, []string{queued, failed}},
 		"subject beyond":      {Search{Subject: "FÜR märz"}, []string{sent}},
 		"subject is literal":  {Search{Subject: "100%"}, []string{failed}},
+		"ids":                 {Search{IDs: []string{sent, held}, States: waiting}, []string{held}},
 		"nothing":             {Search{Address: "nobody@example.net"}, nil},
 		"after":               {Search{After: held, Address: "ada@example.net"}, []string{self, failed, sent}},
 	} {

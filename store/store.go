@@ -259,6 +259,7 @@ type Filter struct {
 	Limit     int    // default 100
 	After     string // id of the last one seen, for paging
 	Oldest    bool   // oldest first; default is newest first
+	Window    int    // of events: look through so many of the newest at most; 0 = all
 }
 
 // Retention says how long what is finished stays. A zero Bodies or Failed purges at once; a zero

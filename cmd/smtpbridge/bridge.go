@@ -49,12 +49,9 @@ type Bridge struct {
 	dsn     *sink.DSN
 	metrics *admin.Metrics
 	alarms  *admin.Alarms
+	counter *admin.Counter
+	guard   *admin.Guard
 	adminLn []adminSocket
-}
-
-type adminSocket struct {
-	net.Listener
-	handler http.Handler
 }
 
 // BridgeOptions are what a Bridge needs beside its configuration.
@@ -103,6 +100,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	}
 	b.metrics = admin.NewMetrics(buildVersion(), b.store)
 	b.alarms = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Disk: b.diskLow}
+	b.counter = &admin.Counter{Store: b.store, Log: b.log, Now: time.Now}
 	b.runner = deliver.NewRunner(deliver.RunnerConfig{
 		Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses, Observe: b.observe,
 	})
@@ -211,11 +209,12 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 		edge.start(b.log, "webhook", func(ctx context.Context) error { return b.hooks.Serve(ctx, b.hookLn) })
 	}
 	for _, a := range b.adminLn {
-		follow.start(b.log, "admin", func(ctx context.Context) error { return serveHTTP(ctx, a, a.handler) })
+		follow.start(b.log, "admin", func(ctx context.Context) error { return serveAdmin(ctx, a) })
 	}
 	work.start(b.log, "deliver", b.runner.Run)
 	work.start(b.log, "housekeeping", b.housekeeping)
 	work.start(b.log, "alarms", b.alarms.Run)
+	work.start(b.log, "activity", b.counter.Run)
 	follow.start(b.log, "sinks", b.sinks.Run)
 	if ready != nil {
 		ready()
@@ -266,6 +265,7 @@ func (b *Bridge) Reload() error {
 	old := b.parts
 	b.intake.now.Store(p)
 	b.parts = p
+	b.guard.Reload(access(cfg))
 	b.runner.Reload(p.planner)
 	b.sinks.Reopen()
 	old.close()
@@ -329,7 +329,7 @@ func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Liste
 	c := smtp.Config{
 		Hostname: cfg.Hostname, Intake: b.intake, Log: b.log, HideAddresses: !cfg.Log.Addresses, Activated: activated,
 		CheckSender: b.intake.checkSender, CheckRcpt: b.intake.checkRcpt,
-		Metrics: smtp.Metrics{Accepted: b.metrics.Accepted, Refused: b.metrics.Refused, Sessions: b.metrics.Sessions, AuthFail: b.metrics.AuthFail},
+		Metrics: smtp.Metrics{Accepted: b.accepted, Refused: b.metrics.Refused, Sessions: b.metrics.Sessions, AuthFail: b.metrics.AuthFail},
 	}
 	for i, l := range cfg.Listeners {
 		sl := smtp.Listener{
@@ -396,6 +396,12 @@ func (b *Bridge) webhookConfig(p *parts) webhookd.Config {
 	return c
 }
 
+// accepted is told of every mail that got its 250.
+func (b *Bridge) accepted(listener string, size int64) {
+	b.metrics.Accepted(listener, size)
+	b.counter.Accepted()
+}
+
 // observe is told of every finished call.
 func (b *Bridge) observe(account, outcome string, elapsed time.Duration) {
 	b.metrics.Call(account, outcome, elapsed)
@@ -441,46 +447,6 @@ func urlPath(u string) string {
 		}
 	}
 	return ""
-}
-
-func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.Listener) error {
-	svc := &admin.Service{Store: b.store, Accts: bridgeAccounts{b}, Version: buildVersion(), Started: b.started, Log: b.log, Now: time.Now, Replayer: b.replay}
-	health := admin.Health(b.store.Ping, b.alarms.Raised, b.metrics)
-	mux := http.NewServeMux()
-	mux.Handle("/api/", admin.Handler(svc))
-	mux.Handle("/", health)
-	ln, err := listen("unix:"+cfg.Admin.Socket, cfg.Admin.SocketMode, activated)
-	if err != nil {
-		return fmt.Errorf("admin.socket: %w", err)
-	}
-	b.adminLn = append(b.adminLn, adminSocket{ln, mux})
-	if cfg.Admin.Address != "" {
-		ln, err := listen(cfg.Admin.Address, "", activated)
-		if err != nil {
-			return fmt.Errorf("admin.address: %w", err)
-		}
-		b.adminLn = append(b.adminLn, adminSocket{ln, health})
-	}
-	return nil
-}
-
-// bridgeAccounts is the running bridge's side of admin.Accounts.
-type bridgeAccounts struct{ b *Bridge }
-
-func (a bridgeAccounts) Configured() map[string]string {
-	out := map[string]string{}
-	for n, acc := range a.b.intake.now.Load().accounts {
-		out[n] = acc.Info.Name
-	}
-	return out
-}
-
-func (a bridgeAccounts) Pause(ctx context.Context, account, reason string) error {
-	return a.b.runner.Pause(ctx, account, reason)
-}
-
-func (a bridgeAccounts) Resume(ctx context.Context, account string) error {
-	return a.b.runner.Resume(ctx, account)
 }
 
 func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
@@ -554,22 +520,6 @@ func listen(address, mode string, activated map[string][]net.Listener) (net.List
 		return nil, err
 	}
 	return ln, nil
-}
-
-func serveHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, BaseContext: func(net.Listener) context.Context { return ctx }}
-	stop := context.AfterFunc(ctx, func() {
-		c, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if srv.Shutdown(c) != nil {
-			srv.Close()
-		}
-	})
-	defer stop()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
 }
 
 // group is goroutines that are stopped together.

@@ -122,8 +122,18 @@ func TestAdminSocket(t *testing.T) {
 		t.Errorf("retry of no mail: %v", err)
 	}
 	d, err := c.Mail(t.Context(), id)
-	if err != nil || len(d.Events) != 1 || d.Events[0].Kind != "failed" || d.Events[0].Diagnostic != "deleted by the operator" {
-		t.Errorf("detail %+v, %v", d, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for _, e := range d.Events {
+		said = append(said, e.ProviderEvent+string(e.Kind))
+		if e.ProviderEvent != "" && !strings.HasPrefix(e.Diagnostic, "by socket uid ") {
+			t.Errorf("%s does not say who: %q", e.ProviderEvent, e.Diagnostic)
+		}
+	}
+	if got := strings.Join(said, " "); got != "admin.holdunknown admin.releaseunknown admin.retryunknown admin.deleteunknown failed" || d.Events[4].Diagnostic != "deleted by the operator" {
+		t.Errorf("events %s", got)
 	}
 	if err := c.SetAccount(t.Context(), "nope", false, ""); err == nil {
 		t.Error("an unknown account was resumed")

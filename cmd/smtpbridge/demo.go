@@ -21,6 +21,7 @@ import (
 	"smtpbridge/dsn"
 	"smtpbridge/event"
 	"smtpbridge/mime"
+	"smtpbridge/smtp"
 )
 
 func demoCommand() *cobra.Command {
@@ -43,6 +44,19 @@ recipients called bounce@, defer@, complaint@ or reject@ provoke what they say.`
 // demoTimeout is how long the sample mails may take; they need about two seconds.
 const demoTimeout = 60 * time.Second
 
+// demoPassword opens the dashboard of a demo, which holds nothing but its own mails.
+const demoPassword = "demo"
+
+// freeAddress is the address, or one with another port when it is in use.
+func freeAddress(address string) string {
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return "127.0.0.1:0"
+	}
+	ln.Close()
+	return address
+}
+
 func demo(ctx context.Context, out io.Writer, address string, once bool) (err error) {
 	dir, err := os.MkdirTemp("", "smtpbridge-demo-")
 	if err != nil {
@@ -58,6 +72,10 @@ func demo(ctx context.Context, out io.Writer, address string, once bool) (err er
 	hookLn, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return errors.Join(err, smtpLn.Close())
+	}
+	hash, err := smtp.HashPassword(demoPassword)
+	if err != nil {
+		return errors.Join(err, smtpLn.Close(), hookLn.Close())
 	}
 	file := filepath.Join(dir, "bridge.toml")
 	text := fmt.Sprintf(`hostname = "demo.example.com"
@@ -78,7 +96,12 @@ address = "systemd:webhook"
 public_url = "http://%s"
 [events]
 subject = true
-`, dir, hookLn.Addr())
+[retention]
+bodies = "1d"
+[admin]
+address = %q
+password_hash = %q
+`, dir, hookLn.Addr(), freeAddress("127.0.0.1:8026"), hash)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -108,7 +131,8 @@ subject = true
 }
 
 func showDemo(ctx context.Context, b *Bridge, out io.Writer, addr string, once bool) error {
-	fmt.Fprintf(out, "The bridge takes mail by SMTP at %s; the built-in sandbox is its ESP. Nothing leaves this machine.\n\n", addr)
+	fmt.Fprintf(out, "The bridge takes mail by SMTP at %s; the built-in sandbox is its ESP. Nothing leaves this machine.\n", addr)
+	fmt.Fprintf(out, "Dashboard: http://%s/ (password: %s)\n\n", b.AdminAddr(), demoPassword)
 	mails, err := demoMails(time.Now())
 	if err != nil {
 		return err

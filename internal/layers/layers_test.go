@@ -27,6 +27,7 @@ type row struct {
 var table = []row{
 	{pkg: "internal/secret"},
 	{pkg: "internal/safehttp"},
+	{pkg: "internal/throttle"},
 	{pkg: "internal/layers"},
 	{pkg: "envelope"},
 	{pkg: "event"},
@@ -40,7 +41,7 @@ var table = []row{
 
 	{pkg: "dsn", imports: []string{"envelope", "event"}, tests: []string{"mime"}},
 	{pkg: "providers", imports: []string{"envelope", "event", "mime", "translate", "internal/secret"}},
-	{pkg: "smtp", imports: []string{"envelope", "route", "internal/secret"}},
+	{pkg: "smtp", imports: []string{"envelope", "route", "internal/secret", "internal/throttle"}},
 
 	{pkg: "providers/internal/httpapi", imports: []string{"providers", "event", "internal/safehttp", "internal/secret"}},
 	{pkg: "providers/internal/smtpcall", imports: []string{"providers", "envelope", "event", "translate", "internal/safehttp", "internal/secret"}, tests: []string{"providers/providertest"}},
@@ -56,7 +57,7 @@ var table = []row{
 	{pkg: "providers/*", imports: provider, tests: providerTests},
 
 	{pkg: "deliver", imports: []string{"envelope", "store", "mime", "route", "translate", "providers", "event", "internal/secret"}, tests: []string{"providers/..."}},
-	{pkg: "admin", imports: []string{"store", "event", "deliver", "mime", "envelope", "internal/secret"}, tests: []string{"..."}},
+	{pkg: "admin", imports: []string{"store", "event", "deliver", "mime", "envelope", "internal/secret", "internal/throttle"}, tests: []string{"..."}},
 	{pkg: "cmd/smtpbridge", imports: []string{"..."}},
 	{pkg: "test/...", imports: []string{"..."}},
 	{pkg: "bench/...", imports: []string{"..."}},
