@@ -78,7 +78,7 @@ func (d *dialect) bind(query string) string {
 }
 
 // errMalformed says that the engine found its file damaged.
-var errMalformed = errors.New("the database is damaged: keep a copy of it and follow \"A damaged database\" in docs/operations.md")
+var errMalformed = errors.New("the database is damaged: stop the bridge and run: smtpbridge store salvage (\"A damaged database\" in docs/operations.md)")
 
 // fault maps an error of the engine or the file system to the errors of this package. The
 // engine's text stays: it names no secret, and operators search for it.

@@ -75,6 +75,19 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func open(ctx context.Context, o Options, fault func(string) error) (*Store, error) {
+	s, err := newStore(o, fault)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("store: %w", mapError(err))
+	}
+	return s, nil
+}
+
+// newStore makes a store that is not open yet.
+func newStore(o Options, fault func(string) error) (*Store, error) {
 	if o.Dir == "" {
 		return nil, errors.New("store: no data directory given")
 	}
@@ -106,10 +119,6 @@ func open(ctx context.Context, o Options, fault func(string) error) (*Store, err
 			return nil, errors.New("store: the url must begin with postgres://")
 		}
 		s.d = postgresDialect
-	}
-	if err := s.start(ctx); err != nil {
-		_ = s.Close()
-		return nil, fmt.Errorf("store: %w", mapError(err))
 	}
 	return s, nil
 }

@@ -15,7 +15,7 @@ import (
 )
 
 func storeCommand() *cobra.Command {
-	return family("store", groupStore, "look after the durable store", storeVerify(), storeBackup())
+	return family("store", groupStore, "look after the durable store", storeVerify(), storeBackup(), storeSalvage(), storeMigrate())
 }
 
 func storeVerify() *cobra.Command {
