@@ -253,7 +253,7 @@ func (c *Config) validateRoutes() {
 	for _, u := range c.Users {
 		users[u.Name] = true
 	}
-	if len(c.Routes) == 0 {
+	if len(c.Routes) == 0 && len(c.Inbound) == 0 {
 		p.add("route", "no [[route]]: without one no mail can be sent; a default route is senders = [\"*\"]")
 	}
 	plain := map[string]string{} // sender pattern of an unconditional route -> its name
@@ -368,17 +368,7 @@ func (c *Config) validateRest(root map[string]any) {
 	if c.Suppression.AtRcpt && !c.Suppression.Enabled {
 		p.add("suppression.at_rcpt", "needs enabled = true")
 	}
-	c.unbuilt()
-}
-
-// unbuilt refuses settings whose feature this version does not have: a setting that is accepted and
-// does nothing would be a promise broken in silence.
-func (c *Config) unbuilt() {
-	p := c.problems
-	const later = "is not available in this version: remove it"
-	for i := range c.Inbound {
-		p.add(fmt.Sprintf("inbound[%d]", i), later)
-	}
+	c.validateInbound()
 }
 
 // maxWait leaves a client that waits for its reply to the end of the message the 10 minutes of

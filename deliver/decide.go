@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"smtpbridge/event"
@@ -185,6 +186,10 @@ func (w *work) final(n int, s store.RcptState, f fact) {
 	if w.done[n] {
 		return
 	}
+	if w.c.Mail.Envelope.Inbound != "" && s != store.RcptSent {
+		w.keepInbound(n, f)
+		return
+	}
 	w.done[n] = true
 	ev := w.event(f)
 	w.st.Rcpts = append(w.st.Rcpts, store.RcptResult{
@@ -200,6 +205,18 @@ func (w *work) final(n int, s store.RcptState, f fact) {
 	w.first.Refused++
 	w.first.Reply = ev.SMTPReply
 	w.r.log.refused(string(f.kind), f.account, w.id(), rcpt, ev.Status, ev.Diagnostic, f.attempt)
+}
+
+// keepInbound holds received mail that its target refuses, or does not take in time: nobody would want a bounce of it
+// but its sender, a stranger. An operator decides.
+func (w *work) keepInbound(n int, f fact) {
+	f.kind, f.step = event.InboundFailed, "attempt "+strconv.Itoa(f.attempt)
+	ev := w.event(f)
+	ev.RejectReason = ""
+	w.st.Events = append(w.st.Events, ev)
+	w.requeue(n)
+	w.st.Hold = "received mail could not be delivered: " + ev.Diagnostic
+	w.r.log.refused(string(f.kind), f.account, w.id(), ev.Recipient, ev.Status, ev.Diagnostic, f.attempt)
 }
 
 // deferred tells that a recipient will be tried again.

@@ -113,16 +113,17 @@ func fail(k providers.Kind, with ...func(*providers.Error)) func(*translate.Mail
 
 // bench is a store, a runner and what they need, in a bubble of synthetic time.
 type bench struct {
-	t      *testing.T
-	st     *store.Store
-	dir    string
-	cfg    PlannerConfig
-	run    *Runner
-	stop   func()
-	log    *syncBuffer
-	queue  func(Queue) Queue // wraps the store, to make it fail
-	clock  Clock
-	config func(*RunnerConfig)
+	inbound string // account of the ESP that hands over what is submitted
+	t       *testing.T
+	st      *store.Store
+	dir     string
+	cfg     PlannerConfig
+	run     *Runner
+	stop    func()
+	log     *syncBuffer
+	queue   func(Queue) Queue // wraps the store, to make it fail
+	clock   Clock
+	config  func(*RunnerConfig)
 }
 
 type syncBuffer struct {
@@ -267,7 +268,7 @@ func (b *bench) submit(rcpts ...string) string {
 
 func (b *bench) submitMail(mail string, rcpts ...string) string {
 	b.t.Helper()
-	env := envelope.Envelope{ID: envelope.NewID(b.now()), From: "app@example.com", Received: b.now()}
+	env := envelope.Envelope{ID: envelope.NewID(b.now()), From: "app@example.com", Received: b.now(), Inbound: b.inbound}
 	for _, r := range rcpts {
 		env.Rcpts = append(env.Rcpts, envelope.Rcpt{Addr: r})
 	}

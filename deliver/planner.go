@@ -57,8 +57,16 @@ type PlannerConfig struct {
 	SoftBounce    bool          // nothing is refused or failed for good
 	KeepSubject   bool
 	Suppression   bool // recipients on the suppression list are rejected
+	// Inbound says where mail goes that an ESP handed over; the first rule that fits a recipient counts.
+	Inbound []InboundRule
 	// Dialects says, by listener, which header dialects are understood; a listener that is not named understands all.
 	Dialects map[string][]string
+}
+
+// InboundRule names the account that delivers received mail for some recipients.
+type InboundRule struct {
+	Recipients []string // patterns, see envelope.MatchPattern
+	Account    string
 }
 
 // Planner decides who receives a mail by which account, and says beforehand what would be lost. It is
@@ -228,7 +236,7 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 	env.Rcpts = slices.Clone(env.Rcpts)
 	env.Size = req.Size
 
-	direct := len(req.Accounts) > 0
+	direct := len(req.Accounts) > 0 || env.Inbound != ""
 	if !direct {
 		if err := checkFrom(msg); err != nil {
 			return plan, err
@@ -247,7 +255,9 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 			who, quoteAddr(sender), quoteDomain(sender))
 	}
 
-	if direct {
+	if env.Inbound != "" {
+		p.sortInbound(plan, env, msg)
+	} else if direct {
 		g := Group{}
 		for i := range env.Rcpts {
 			g.Rcpts = append(g.Rcpts, i)
@@ -350,6 +360,33 @@ func (p *Planner) routeAll(plan *Plan, env *envelope.Envelope, msg *mime.Message
 		plan.Groups = append(plan.Groups, p.judge(*env, msg, g, g.Route.Accounts)...)
 	}
 	return nil
+}
+
+// sortInbound groups the recipients of received mail by the account of their rule.
+func (p *Planner) sortInbound(plan *Plan, env envelope.Envelope, msg *mime.Message) {
+	groups := map[string]*Group{}
+	var order []string
+	for i, rc := range env.Rcpts {
+		account := p.InboundAccount(rc.Addr)
+		if groups[account] == nil {
+			groups[account] = &Group{}
+			order = append(order, account)
+		}
+		groups[account].Rcpts = append(groups[account].Rcpts, i)
+	}
+	for _, account := range order {
+		plan.Groups = append(plan.Groups, p.judge(env, msg, *groups[account], []string{account})...)
+	}
+}
+
+// InboundAccount is the account that delivers received mail for a recipient, "" when no rule names one.
+func (p *Planner) InboundAccount(rcpt string) string {
+	for _, r := range p.c.Inbound {
+		if envelope.MatchAny(r.Recipients, rcpt) {
+			return r.Account
+		}
+	}
+	return ""
 }
 
 // judge asks every account of the group. Recipients that an account cannot serve (8-bit local parts, say) become a
@@ -456,6 +493,9 @@ func (p *Planner) settings(env envelope.Envelope, rt *route.Route, a *Account, s
 	}
 	if d, ok := p.c.Dialects[env.Listener]; ok {
 		s.Dialects = d
+	}
+	if env.Inbound != "" { // what strangers write are no options, and the way a mail took shows loops
+		s.Foreign = true
 	}
 	s.Split = s.Split || split || a.SplitAlways
 	if rt != nil && rt.ForceFrom != "" {

@@ -154,6 +154,17 @@ func (p *Planner) planAgain(d *store.Detail, msg *mime.Message, now time.Time) (
 			continue
 		}
 		j := jobOf[rc.N].job
+		if env.Inbound != "" {
+			account := p.InboundAccount(rc.Addr)
+			if account == "" {
+				homeless = append(homeless, rc.N)
+				continue
+			}
+			key := "inbound " + account
+			direct[key] = []string{account}
+			put(key, nil, rc.N)
+			continue
+		}
 		if j != nil && j.Route == "" && !slices.Contains(j.Accounts, NoRoute) {
 			var have []string
 			for _, a := range j.Accounts {

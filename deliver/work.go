@@ -489,6 +489,10 @@ func (w *work) cannotExpress(ns []int, byAddr map[string]int, err error) bool {
 	for _, n := range ns {
 		w.final(n, store.RcptFailed, fact{kind: event.Failed, n: n, account: w.l.name, attempt: w.attempt(n), status: r.Status(), text: r.Text})
 	}
+	if w.st.Hold != "" { // received mail is kept
+		w.hold(w.st.Hold)
+		return false
+	}
 	return true
 }
 

@@ -28,6 +28,7 @@ type Envelope struct {
 	Listener string    `json:"listener,omitempty"`  // name of the listener that took it
 	Peer     string    `json:"peer,omitempty"`      // address of the client, without port; "" for a unix socket
 	Helo     string    `json:"helo,omitempty"`      // what the client called itself
+	Inbound  string    `json:"inbound,omitempty"`   // account of the ESP that handed over a received mail, "" for mail that came by SMTP
 	AuthUser string    `json:"auth_user,omitempty"` // name of the authenticated user, "" without AUTH
 	Received time.Time `json:"received"`            // end of DATA, UTC
 }

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -58,11 +59,12 @@ type WebhookGetter interface {
 
 // Inbound is one received mail, from an ESP's inbound post.
 type Inbound struct {
-	ID       string // the vendor's id, for de-duplication
-	From     string // envelope sender, "" when null or not given
+	ID       string    // the vendor's id, for de-duplication
+	Time     time.Time // when the ESP received it, zero when it does not say
+	From     string    // envelope sender, "" when null or not given
 	Rcpts    []string
-	Raw      []byte // the MIME message
-	FetchURL string // where Raw is to be fetched instead (SSRF-safe, host checked by the provider)
+	Open     func() io.Reader // streams the MIME message out of the post; only while the post is being handled
+	FetchURL string           // where the message is to be fetched instead (SSRF-safe, host checked by the provider)
 	// ValidateURL, where it is set, is the only proof of the post: until a GET of it has answered a JSON object with
 	// "success": true, nothing of the post may be believed or fetched. It may work only once, so the post is to be
 	// stored as pending before. DeleteURL has the vendor forget the mail; it is called after the mail is stored
@@ -71,8 +73,10 @@ type Inbound struct {
 	DeleteURL   string
 }
 
-// InboundParser is optional: verifies and parses an inbound post. Errors as in WebhookParser.
+// InboundParser is optional: verifies an inbound post, and reads it. Errors as in WebhookParser. body is the exact body
+// received; it may have 100 MiB and lie in a file, so it is not to be copied as a whole.
 type InboundParser interface {
+	VerifyInbound(r *http.Request, body []byte) error
 	ParseInbound(r *http.Request, body []byte) ([]Inbound, error)
 }
 
@@ -244,14 +248,17 @@ type Info struct {
 
 // Webhook says how an ESP's webhooks behave, as data for webhookd.
 type Webhook struct {
-	Signed       bool     // requests are signed: the account needs a webhook secret or the provider's own key source
-	OwnKeys      bool     // signed, but the keys come from elsewhere (DNS): no webhook_secret needed
-	FirstPing    bool     // a ping signed with a public test secret must be answered before a secret is configured
-	MaxBody      int64    // bytes, 0 = 1 MiB
-	StoreFailed  int      // status when the event could not be stored; 0 = 503
-	BadSignature int      // status for a bad signature; 0 = 401
-	Events       []string // native event names to register
-	Private      []string // names of JSON, form or multipart fields, at any depth, that hold mail text: cut from stored requests
+	Signed       bool  // requests are signed: the account needs a webhook secret or the provider's own key source
+	OwnKeys      bool  // signed, but the keys come from elsewhere (DNS): no webhook_secret needed
+	FirstPing    bool  // a ping signed with a public test secret must be answered before a secret is configured
+	MaxBody      int64 // bytes, 0 = 1 MiB
+	StoreFailed  int   // status when the event could not be stored; 0 = 503
+	BadSignature int   // status for a bad signature; 0 = 401
+	// InboundCallback says that inbound posts are not signed but proved by a call back (Inbound.ValidateURL). An inbound
+	// secret is then the last segment of the path.
+	InboundCallback bool
+	Events          []string // native event names to register
+	Private         []string // names of JSON, form or multipart fields, at any depth, that hold mail text: cut from stored requests
 	// Keep, if set, gives what is to stay of such a field because ParseWebhook needs it (the machine-readable part of a
 	// bounce); "" = nothing. The field's name comes in lower case.
 	Keep func(field, text string) string

@@ -130,6 +130,14 @@ func (r *receipt) spill() error {
 	return err
 }
 
+// SpoolFile returns a file without a name below the data directory, ErrNoSpace when the disk is known to be full.
+func (s *Store) SpoolFile() (*os.File, error) {
+	if err := s.space.check(s); err != nil {
+		return nil, err
+	}
+	return s.spoolFile()
+}
+
 // spoolFile returns a file without a name: whatever happens, nothing is left of it.
 func (s *Store) spoolFile() (*os.File, error) {
 	f, err := os.CreateTemp(filepath.Join(s.o.Dir, spoolName), "spool-*")

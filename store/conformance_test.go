@@ -233,6 +233,7 @@ func runSuite(t *testing.T, e engine) {
 		{"settle keeps the ledger", testSettleKeepsLedger},
 		{"record", testRecord},
 		{"replay", testReplay},
+		{"received mail", testInbound},
 		{"ids per recipient", testPerRecipientIDs},
 		{"withheld events", testWithheld},
 		{"an event proves acceptance", testProof},

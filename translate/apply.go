@@ -309,7 +309,7 @@ func (p *planner) mail(c call) *Mail {
 	m := p.base
 	m.Rcpts, m.To, m.Cc, m.Bcc = c.rcpts, c.to, c.cc, c.bcc
 	m.raw = p.rewrite
-	m.raw.keepReceived = p.Settings.KeepReceived
+	m.raw.keepReceived, m.raw.foreign = p.Settings.KeepReceived || p.Settings.Foreign, p.Settings.Foreign
 	m.raw.asString = p.Caps.RawString
 	m.raw.utf8 = p.Caps.UTF8Local
 	m.raw.bcc = p.Caps.Raw == RawBccHeader || p.apart()

@@ -92,6 +92,9 @@ func ReadOptions(h mime.Header, s Settings) (Options, []Loss) {
 // vendors' as configured, the frameworks'. Lists and maps merge; of scalars the first wins.
 func readWish(h mime.Header, s Settings) *wish {
 	w := &wish{set: &s}
+	if s.Foreign {
+		return w
+	}
 	var found map[string][]hit
 	for i := range h {
 		for _, x := range lookup(h[i].Name) {

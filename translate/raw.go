@@ -25,6 +25,7 @@ type Body struct {
 // rawPlan is what Apply decided about the raw form.
 type rawPlan struct {
 	keepReceived    bool
+	foreign         bool   // header options are text like any other
 	asString        bool   // travels in a JSON string: valid UTF-8 only
 	utf8            bool   // the ESP takes UTF-8 header fields (RFC 6532)
 	bcc             bool   // recipients come from the header: To and Cc are guarded, Bcc is written
@@ -248,7 +249,7 @@ func (e *editor) header(add []HeaderField) error {
 		switch {
 		case f.name == "" && bytes.HasPrefix(bytes.TrimPrefix(f.bytes, []byte(">")), []byte("From ")):
 			gone = true // mbox line: no header field, and a strict reader would end the header here
-		case f.name == "bcc" || f.name == "resent-bcc" || f.name == "return-path" || isDialect(f.name):
+		case f.name == "bcc" || f.name == "resent-bcc" || f.name == "return-path" || isDialect(f.name) && !plan.foreign:
 			gone = true
 		case f.name == "received":
 			gone = !plan.keepReceived

@@ -232,6 +232,7 @@ type Settings struct {
 	TrackOpens   Switch
 	TrackClicks  Switch
 	KeepReceived bool
+	Foreign      bool     // received mail: its header fields are no options of ours, and the way it took stays in it
 	Dialects     []string // header dialects that are understood, those of more right first; nil or "all": all of them. The others are stripped unread.
 	Provider     string   // the account's provider: its own dialect goes before those of other vendors
 	Permissions  []string // classes of options that count, see Permissions; nil: none of them

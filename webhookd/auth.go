@@ -34,14 +34,22 @@ func (a *account) basicAuth(r *http.Request) bool {
 	return oneOf(user+":"+pass, a.BasicAuth) && ok
 }
 
-// pathSecret takes the secret off the front of what follows the account's path. ok tells whether it
+// pathSecrets are those a path of this kind has to end in.
+func (a *account) pathSecrets(kind string) []secret.String {
+	if kind == kindInbound && a.Info.Webhook.InboundCallback {
+		return a.InboundSecrets
+	}
+	return a.PathSecrets
+}
+
+// takeSecret takes the secret off the front of what follows the account's path. ok tells whether it
 // was right, or is not needed; without a secret configured everything is left as it is.
-func (a *account) pathSecret(rest string) (after string, ok bool) {
-	if len(a.PathSecrets) == 0 {
+func takeSecret(rest string, secrets []secret.String) (after string, ok bool) {
+	if len(secrets) == 0 {
 		return rest, true
 	}
 	first, after := cutSegment(rest)
-	if !oneOf(first, a.PathSecrets) {
+	if !oneOf(first, secrets) {
 		return rest, false
 	}
 	return after, true

@@ -146,7 +146,7 @@ func (h *Handler) dispatch(s *state, w http.ResponseWriter, r *http.Request, kin
 		return s.strayFile(r.URL.Path)
 	case a == nil:
 		return plain(http.StatusNotFound)
-	case kind == kindInbound && (a.inbound == nil || s.Inbox == nil || !a.inboundVerifies()),
+	case kind == kindInbound && (a.inbound == nil || s.Inbox.Take == nil || !a.inboundVerifies()),
 		kind == kindWebhook && a.webhook == nil && !(get && a.getter != nil):
 		return plain(http.StatusNotFound)
 	case get && kind == kindWebhook:
@@ -159,6 +159,9 @@ func (h *Handler) dispatch(s *state, w http.ResponseWriter, r *http.Request, kin
 
 // inboundVerifies tells whether inbound posts can be told from forged ones.
 func (a *account) inboundVerifies() bool {
+	if a.Info.Webhook.InboundCallback {
+		return true
+	}
 	if a.Info.Webhook.Signed {
 		return a.Info.Webhook.OwnKeys || len(a.Secrets)+len(a.InboundSecrets) > 0
 	}
@@ -167,7 +170,7 @@ func (a *account) inboundVerifies() bool {
 
 // file answers GET and HEAD below an account's path.
 func (a *account) file(rest string) answer {
-	if after, ok := a.pathSecret(rest); ok {
+	if after, ok := takeSecret(rest, a.PathSecrets); ok {
 		rest = after
 	}
 	rest = strings.TrimSuffix(rest, "/")
@@ -206,7 +209,7 @@ func (s *state) strayFile(p string) answer {
 
 // post takes one webhook or inbound post.
 func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind string, a *account, rest string) answer {
-	rest, pathOK := a.pathSecret(rest)
+	rest, pathOK := takeSecret(rest, a.pathSecrets(kind))
 	if basicOK := a.basicAuth(r); !pathOK || !basicOK {
 		ans := h.refused(s, r, a, "no valid credentials")
 		if !basicOK && ans.status == http.StatusUnauthorized {
@@ -217,10 +220,9 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 	if strings.Trim(rest, "/") != "" {
 		return plain(http.StatusNotFound)
 	}
-	slots, limit := s.slots, a.Info.Webhook.MaxBody
-	def(&limit, defaultBody)
+	slots := s.slots
 	if kind == kindInbound {
-		slots, limit = s.inSlot, s.MaxInboundBody
+		slots = s.inSlot
 	}
 	select {
 	case slots <- struct{}{}:
@@ -229,6 +231,11 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 		h.seldom(s, a, slog.LevelWarn, logLimit, "limit", "requests at once", "max", cap(slots))
 		return plain(http.StatusServiceUnavailable).with("Retry-After", "5")
 	}
+	if kind == kindInbound {
+		return h.postInbound(s, w, r, a)
+	}
+	limit := a.Info.Webhook.MaxBody
+	def(&limit, defaultBody)
 	// Bodies of the usual size are bounded by the number of requests; those who announce a large one share a
 	// budget of their own, so that they cannot keep the others out.
 	if need := r.ContentLength; limit > defaultBody && (need < 0 || need > defaultBody) && need <= limit {
@@ -252,64 +259,55 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 	r = r.WithContext(ctx)
 	r.Body = http.NoBody
 	now := s.Now().UTC().Truncate(time.Microsecond) // as it is stored
-	var (
-		evs   []event.Event
-		mails []providers.Inbound
-		raw   *store.RawRequest
-		err   error
-	)
-	if kind == kindWebhook {
-		if err = a.webhook.VerifyWebhook(r, body); err == nil {
-			raw = a.rawRequest(kind, r, body, now)
-			evs, err = a.events(raw, s.KeepReaders, now)
-		}
-	} else if mails, err = a.inbound.ParseInbound(r, body); err == nil {
+	var evs []event.Event
+	var raw *store.RawRequest
+	err := a.webhook.VerifyWebhook(r, body)
+	if err == nil {
 		raw = a.rawRequest(kind, r, body, now)
-	}
-	switch {
-	case errors.Is(err, providers.ErrSignature):
-		return h.refused(s, r, a, err.Error())
-	case errors.Is(err, providers.ErrUnavailable):
-		h.seldom(s, a, slog.LevelWarn, logUnavailable, "err", clean(err, a))
-		return plain(http.StatusServiceUnavailable).with("Retry-After", "60")
-	case err != nil && !errors.Is(err, providers.ErrMalformed):
-		// Not one of the contract's errors: nothing is proven, so it is our fault until shown otherwise.
-		h.seldom(s, a, slog.LevelError, logUnavailable, "err", clean(err, a))
-		return plain(http.StatusServiceUnavailable).with("Retry-After", "60")
+		evs, err = a.events(raw, s.KeepReaders, now)
 	}
 	// A ping signed with a published secret proves nothing about ours.
-	if (len(evs)+len(mails) > 0 || err != nil || !a.Info.Webhook.FirstPing) && a.health.verified() {
-		s.Log.Info(logRecovered, "account", a.Name)
+	if ans, ok := h.judge(s, r, a, err, len(body), len(evs) > 0 || err != nil || !a.Info.Webhook.FirstPing); !ok || len(evs) == 0 {
+		return ans
 	}
-	if err != nil {
-		h.seldom(s, a, slog.LevelWarn, logMalformed, "err", clean(err, a), "size", len(body), "peer", s.peer(r))
-		return plain(http.StatusBadRequest)
-	}
-	if len(evs)+len(mails) == 0 {
-		return plain(http.StatusOK)
-	}
-
-	if kind == kindInbound {
-		err = s.Inbox(ctx, a.Name, raw, mails)
-	} else {
-		var fresh int
-		fresh, err = s.Recorder.Record(ctx, raw, evs...)
-		if err == nil {
-			s.Log.Debug(logStored, "account", a.Name, "raw", raw.ID, "events", len(evs), "fresh", fresh)
-		}
-	}
+	fresh, err := s.Recorder.Record(ctx, raw, evs...)
 	if err != nil {
 		h.seldom(s, a, slog.LevelError, logStoreFailed, "kind", kind, "err", clean(err, a))
 		status := a.Info.Webhook.StoreFailed
 		def(&status, http.StatusServiceUnavailable)
 		return plain(status).with("Retry-After", "60")
 	}
+	s.Log.Debug(logStored, "account", a.Name, "raw", raw.ID, "events", len(evs), "fresh", fresh)
 	if s.Metrics.Event != nil {
 		for i := range evs {
 			s.Metrics.Event(a.Name, evs[i].Kind)
 		}
 	}
 	return plain(http.StatusOK)
+}
+
+// judge answers what could not be verified or read; ok is true for what could, and the answer is 200 then. proof tells that the
+// request shows the account's secret to be right.
+func (h *Handler) judge(s *state, r *http.Request, a *account, err error, size int, proof bool) (ans answer, ok bool) {
+	switch {
+	case errors.Is(err, providers.ErrSignature):
+		return h.refused(s, r, a, err.Error()), false
+	case errors.Is(err, providers.ErrUnavailable):
+		h.seldom(s, a, slog.LevelWarn, logUnavailable, "err", clean(err, a))
+		return plain(http.StatusServiceUnavailable).with("Retry-After", "60"), false
+	case err != nil && !errors.Is(err, providers.ErrMalformed):
+		// Not one of the contract's errors: nothing is proven, so it is our fault until shown otherwise.
+		h.seldom(s, a, slog.LevelError, logUnavailable, "err", clean(err, a))
+		return plain(http.StatusServiceUnavailable).with("Retry-After", "60"), false
+	}
+	if proof && a.health.verified() {
+		s.Log.Info(logRecovered, "account", a.Name)
+	}
+	if err != nil {
+		h.seldom(s, a, slog.LevelWarn, logMalformed, "err", clean(err, a), "size", size, "peer", s.peer(r))
+		return plain(http.StatusBadRequest), false
+	}
+	return plain(http.StatusOK), true
 }
 
 // readBody reads the exact bytes of the body, within limits of size and time.

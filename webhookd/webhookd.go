@@ -48,6 +48,8 @@ type Account struct {
 	// (/webhook/ACCOUNT/SECRET). Each kind that is set is required, beside a signature too.
 	BasicAuth   []secret.String
 	PathSecrets []secret.String
+	// InboundOnly: there is nothing to verify webhooks with, but received mail is taken.
+	InboundOnly bool
 	// URLPath is the path of webhook_url, which is served as well; "" = none. It may end in a path secret.
 	URLPath string
 }
@@ -63,8 +65,8 @@ type Metrics struct {
 type Config struct {
 	Accounts []Account
 	Recorder Recorder // nil: nothing can be stored, every event is answered 503
-	// Inbox takes inbound mail durably. Without it inbound posts are answered 404.
-	Inbox func(ctx context.Context, account string, raw *store.RawRequest, mails []providers.Inbound) error
+	// Inbox takes received mail. Without it inbound posts are answered 404.
+	Inbox Inbox
 	// TrustedProxies are the networks whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
 	// KeepReaders leaves ip and user_agent in events about what readers did. They are personal data, so
@@ -72,9 +74,9 @@ type Config struct {
 	KeepReaders    bool
 	MaxConcurrent  int           // requests at once, default 128
 	MaxLargeBodies int64         // bytes of all bodies above 1 MiB at once, default 128 MiB
-	MaxInboundBody int64         // bytes of an inbound post, default 35 MiB
+	MaxInboundBody int64         // bytes of an inbound post, default 100 MiB
 	MaxInbound     int           // inbound posts at once, default 4
-	BodyTimeout    time.Duration // for the whole body of a webhook, default 30 s
+	BodyTimeout    time.Duration // for the whole body of a webhook, and for each piece of an inbound post, default 30 s
 	StoreTimeout   time.Duration // for verifying and storing, default 30 s
 	Log            *slog.Logger
 	Now            func() time.Time
@@ -84,7 +86,7 @@ type Config struct {
 // Defaults and fixed numbers.
 const (
 	defaultBody        = 1 << 20
-	defaultInboundBody = 35 << 20
+	defaultInboundBody = 100 << 20
 	alarmAfter         = 5         // bad signatures in a row raise the alarm
 	alarmEvery         = time.Hour // at most one alarm event per account in this time
 )
@@ -124,7 +126,7 @@ func Check(a Account) error {
 			return fmt.Errorf("account %s: a secret in the path needs at least 16 characters and none of / ? # %%", a.Name)
 		}
 	}
-	if _, ok := a.Provider.(providers.WebhookParser); !ok {
+	if _, ok := a.Provider.(providers.WebhookParser); !ok || a.InboundOnly {
 		return nil
 	}
 	w := a.Info.Webhook
@@ -164,14 +166,15 @@ type Handler struct {
 
 	large atomic.Int64 // bytes of bodies above defaultBody in work
 
-	mu     sync.Mutex
-	health map[string]*health // by account, outlives a reload
-	logged map[string]logTime // see seldom
+	mu       sync.Mutex
+	health   map[string]*health // by account, outlives a reload
+	fetching map[string]bool    // entries of Inbox.Posts in work
+	logged   map[string]logTime // see seldom
 }
 
 // New makes a Handler. It reports everything that is wrong with the accounts at once.
 func New(c Config) (*Handler, error) {
-	h := &Handler{health: map[string]*health{}, logged: map[string]logTime{}}
+	h := &Handler{health: map[string]*health{}, fetching: map[string]bool{}, logged: map[string]logTime{}}
 	if err := h.Reload(c); err != nil {
 		return nil, err
 	}
@@ -215,6 +218,9 @@ func (h *Handler) Reload(c Config) error {
 		}
 		acc := &account{Account: a, cutter: newCutter(a.Info.Webhook), health: h.healthOf(a.Name)}
 		acc.webhook, _ = a.Provider.(providers.WebhookParser)
+		if a.InboundOnly {
+			acc.webhook = nil
+		}
 		acc.inbound, _ = a.Provider.(providers.InboundParser)
 		acc.getter, _ = a.Provider.(providers.WebhookGetter)
 		s.byName[a.Name] = acc

@@ -122,11 +122,10 @@ func (p *espProvider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event,
 	return evs, nil
 }
 
-func (p *espProvider) ParseInbound(r *http.Request, body []byte) ([]providers.Inbound, error) {
-	if err := p.verify(r, body); err != nil {
-		return nil, err
-	}
-	return []providers.Inbound{{ID: "1", Rcpts: []string{"x@example.com"}, Raw: body}}, nil
+func (p *espProvider) VerifyInbound(r *http.Request, body []byte) error { return p.verify(r, body) }
+
+func (p *espProvider) ParseInbound(_ *http.Request, body []byte) ([]providers.Inbound, error) {
+	return []providers.Inbound{{ID: "1", Rcpts: []string{"x@example.com"}, Open: func() io.Reader { return bytes.NewReader(body) }}}, nil
 }
 
 // memory is a Recorder that drops events it has, as the store does.
@@ -953,15 +952,19 @@ func TestCase091_ForwardedFor(t *testing.T) {
 }
 
 func TestInbound(t *testing.T) {
-	var got []providers.Inbound
+	var got []string
 	var fault error
 	g := newRig(t, func(g *rig) {
 		g.cfg.MaxInboundBody = 100
-		g.cfg.Inbox = func(_ context.Context, account string, raw *store.RawRequest, mails []providers.Inbound) error {
-			if account != "esp" || raw.Kind != "inbound" {
-				t.Errorf("account %q, kind %q", account, raw.Kind)
+		g.cfg.Inbox.Take = func(_ context.Context, m webhookd.Received, raw io.Reader) error {
+			if m.Account != "esp" || m.Provider != "fake" || m.ID == "" || m.Time.IsZero() {
+				t.Errorf("got %+v", m)
 			}
-			got = append(got, mails...)
+			b, err := io.ReadAll(raw)
+			if err != nil {
+				return err
+			}
+			got = append(got, string(b))
 			return fault
 		}
 	})
@@ -979,8 +982,8 @@ func TestInbound(t *testing.T) {
 	}
 	fault = store.ErrNoSpace
 	g.want("not stored", post("/inbound/esp", g.signed([]byte("mail")), "mail"), 503)
-	if len(got) != 2 || string(got[0].Raw) != "mail" {
-		t.Errorf("got %+v", got)
+	if len(got) != 2 || got[0] != "mail" {
+		t.Errorf("got %q", got)
 	}
 }
 

@@ -207,6 +207,7 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	edge.start(b.log, "smtp", func(ctx context.Context) error { return b.smtp.Serve(ctx) })
 	if b.hooks != nil {
 		edge.start(b.log, "webhook", func(ctx context.Context) error { return b.hooks.Serve(ctx, b.hookLn) })
+		edge.start(b.log, "inbound", b.hooks.Work)
 	}
 	for _, a := range b.adminLn {
 		follow.start(b.log, "admin", func(ctx context.Context) error { return serveAdmin(ctx, a) })
@@ -380,7 +381,7 @@ func socketMode(s string) (os.FileMode, error) {
 // webhookConfig leaves out accounts whose requests could not be told from forged ones: their paths answer 404.
 func (b *Bridge) webhookConfig(p *parts) webhookd.Config {
 	c, skipped := hookAccounts(p)
-	c.Recorder, c.Log, c.KeepReaders = b.store, b.log, p.cfg.Events.Readers
+	c.Recorder, c.Log, c.KeepReaders, c.Inbox = b.store, b.log, p.cfg.Events.Readers, b.intake.inbox(p)
 	c.Metrics = webhookd.Metrics{
 		Request: func(account string, status int, elapsed time.Duration) {
 			b.metrics.Webhook(account, status, elapsed)
@@ -432,7 +433,10 @@ func hookAccounts(p *parts) (c webhookd.Config, skipped []error) {
 		}
 		if err := webhookd.Check(wa); errors.Is(err, webhookd.ErrNoSecret) {
 			skipped = append(skipped, err)
-			continue
+			if len(p.cfg.Inbound) == 0 || len(a.InboundSecrets) == 0 && !acc.Info.Webhook.InboundCallback {
+				continue
+			}
+			wa.InboundOnly = true
 		}
 		c.Accounts = append(c.Accounts, wa)
 	}

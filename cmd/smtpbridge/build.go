@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -28,6 +29,7 @@ type parts struct {
 	cfg      *config.Config
 	accounts map[string]*deliver.Account
 	planner  *deliver.Planner
+	fetch    *http.Client      // of received mail that the ESP keeps
 	dsn      *sink.DSNSettings // nil: no DSN mail
 }
 
@@ -66,11 +68,19 @@ func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log
 		problems = append(problems, cfg.Problem("route", err))
 	}
 	problems = append(problems, checkDialects(cfg)...)
+	inbound, err := p.inboundRules()
+	var ps config.Problems
+	if errors.As(err, &ps) {
+		problems = append(problems, ps...)
+	}
 	if len(problems) > 0 {
 		return nil, problems
 	}
+	if p.fetch, err = fetchClient(cfg); err != nil {
+		return nil, err
+	}
 	p.planner = deliver.NewPlanner(deliver.PlannerConfig{
-		Routes: table, Accounts: p.accounts, Limits: mime.Limits{}, Generation: generation,
+		Routes: table, Accounts: p.accounts, Inbound: inbound, Limits: mime.Limits{}, Generation: generation,
 		Retry: schedule, Expire: cfg.Delivery.Expire.D(), FailoverAfter: cfg.Delivery.FailoverAfter.D(),
 		Dialects: listenerDialects(cfg), OnUnknown: cfg.Delivery.OnUnknown, SoftBounce: cfg.Delivery.SoftBounce, KeepSubject: cfg.Events.Subject,
 		Suppression: cfg.Suppression.Enabled,

@@ -45,6 +45,7 @@ var table = []row{
 
 	{pkg: "providers/internal/httpapi", imports: []string{"providers", "event", "internal/safehttp", "internal/secret"}},
 	{pkg: "providers/internal/smtpcall", imports: []string{"providers", "envelope", "event", "translate", "internal/safehttp", "internal/secret"}, tests: []string{"providers/providertest"}},
+	{pkg: "providers/internal/bigpost"},
 	{pkg: "webhookd", imports: []string{"providers", "envelope", "event", "store", "internal/safehttp", "internal/secret"}, tests: []string{"mime", "translate", "providers/..."}},
 	{pkg: "sink", imports: []string{"envelope", "event", "store", "dsn", "internal/safehttp", "internal/secret"}, tests: []string{"mime"}},
 

@@ -43,9 +43,10 @@ var Info = providers.Info{
 	DocURL:  "https://maileroo.com/docs/email-api/introduction",
 	BaseURL: baseURL,
 	Webhook: providers.Webhook{
-		Signed:  true,
-		Events:  []string{"accepted", "delivered", "deferred", "failed", "rejected", "opened", "clicked", "complained"},
-		Private: []string{"plaintext", "stripped_plaintext", "html", "stripped_html", "contents"},
+		Signed:          true,
+		Events:          []string{"accepted", "delivered", "deferred", "failed", "rejected", "opened", "clicked", "complained"},
+		InboundCallback: true,
+		Private:         []string{"plaintext", "stripped_plaintext", "html", "stripped_html", "contents"},
 	},
 	New: New,
 }

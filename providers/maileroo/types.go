@@ -159,6 +159,7 @@ type inboundPost struct {
 			URL text `json:"url"`
 		} `json:"raw_mime"`
 	} `json:"body"`
-	DeletionURL   text `json:"deletion_url"`
-	ValidationURL text `json:"validation_url"`
+	ProcessedAt   number `json:"processed_at"`
+	DeletionURL   text   `json:"deletion_url"`
+	ValidationURL text   `json:"validation_url"`
 }

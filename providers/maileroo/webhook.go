@@ -21,6 +21,7 @@ import (
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
 	"smtpbridge/providers"
+	"smtpbridge/providers/internal/bigpost"
 )
 
 // maxPeople bounds the addresses taken from one event, maxEvents the events of one request.
@@ -300,12 +301,16 @@ func (n native) judge(e *event.Event, text string) {
 	}
 }
 
+// VerifyInbound finds nothing to verify: the post is not signed.
+func (p *provider) VerifyInbound(*http.Request, []byte) error { return nil }
+
 // ParseInbound reads a received mail: https://maileroo.com/docs/inbound-routing/webhooks. The post is not signed: it proves
 // nothing until ValidateURL has said yes. All its URLs are to be https at a host of inbound_hosts, so that a forged post cannot have
 // the bridge call whom it likes.
 func (p *provider) ParseInbound(_ *http.Request, body []byte) ([]providers.Inbound, error) {
+	doc, _, err := bigpost.Skim(bigpost.Plain(body), "body", "plaintext")
 	var w inboundPost
-	if err := json.Unmarshal(body, &w); err != nil || w.Body.Raw.URL == "" {
+	if err != nil || json.Unmarshal(doc, &w) != nil || w.Body.Raw.URL == "" {
 		return nil, fmt.Errorf("%w: not an inbound post with the URL of the raw message", providers.ErrMalformed)
 	}
 	if w.ValidationURL == "" || !p.allowed(string(w.ValidationURL)) {
@@ -318,7 +323,7 @@ func (p *provider) ParseInbound(_ *http.Request, body []byte) ([]providers.Inbou
 		}
 	}
 	in := providers.Inbound{
-		ID: event.Clean(string(w.ID), 128), Rcpts: addresses(w.Recipients),
+		ID: event.Clean(string(w.ID), 128), Rcpts: addresses(w.Recipients), Time: parseTime(string(w.ProcessedAt)),
 		FetchURL: string(w.Body.Raw.URL), ValidateURL: string(w.ValidationURL), DeleteURL: string(w.DeletionURL),
 	}
 	if from := addresses([]string{string(w.EnvelopeSender)}); len(from) == 1 {

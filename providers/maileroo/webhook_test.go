@@ -331,7 +331,7 @@ func TestParseInbound(t *testing.T) {
 	}
 	p := s.New(t, "http://127.0.0.1:1", nil).(providers.InboundParser)
 	parse := func(edit func(m map[string]any)) ([]providers.Inbound, error) {
-		return p.ParseInbound(httptest.NewRequest("POST", "/inbound/acct", nil), inboundBody(t, edit))
+		return providertest.ReceiveInbound(p, httptest.NewRequest("POST", "/inbound/acct", nil), inboundBody(t, edit))
 	}
 	in, err := parse(nil)
 	if err != nil || len(in) != 1 {
@@ -341,7 +341,7 @@ func TestParseInbound(t *testing.T) {
 		ID: "67f0c0ffee0123456789abcd", From: "writer@example.net", Rcpts: []string{"help@in.example.com", "sales@in.example.com"},
 		FetchURL: "https://storage.example.net/bucket/67f0?sig=1", ValidateURL: "https://inbound-api.maileroo.net/validate/67f0", DeleteURL: "https://inbound-api.maileroo.net/delete/67f0",
 	}
-	if got := in[0]; got.ID != want.ID || got.From != want.From || !slices.Equal(got.Rcpts, want.Rcpts) || got.Raw != nil || got.FetchURL != want.FetchURL || got.ValidateURL != want.ValidateURL || got.DeleteURL != want.DeleteURL {
+	if got := in[0]; got.ID != want.ID || got.From != want.From || !slices.Equal(got.Rcpts, want.Rcpts) || got.Open != nil || got.FetchURL != want.FetchURL || got.ValidateURL != want.ValidateURL || got.DeleteURL != want.DeleteURL {
 		t.Errorf("got %+v", got)
 	}
 	raw := func(u string) func(map[string]any) {

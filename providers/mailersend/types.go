@@ -182,6 +182,7 @@ func (d *detail) UnmarshalJSON(b []byte) error {
 type inboundPost struct {
 	ID         text `json:"id"`
 	Raw        text `json:"raw"`
+	CreatedAt  text `json:"created_at"`
 	Recipients struct {
 		RcptTo list[struct {
 			Email text `json:"email"`

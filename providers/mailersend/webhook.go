@@ -16,6 +16,7 @@ import (
 	"smtpbridge/envelope"
 	"smtpbridge/event"
 	"smtpbridge/providers"
+	"smtpbridge/providers/internal/bigpost"
 )
 
 // pingSecret is public and fixed. It signs the ping of a webhook that is being created, and nothing else:
@@ -42,23 +43,31 @@ func (p *provider) VerifyWebhook(r *http.Request, body []byte) error {
 	return nil
 }
 
-// ParseInbound reads a received mail. Each inbound route has a secret of its own.
-func (p *provider) ParseInbound(r *http.Request, body []byte) ([]providers.Inbound, error) {
-	if err := verify(p.inbound, signature(r), body); err != nil {
-		return nil, err
-	}
+// VerifyInbound checks the signature. Each inbound route has a secret of its own.
+func (p *provider) VerifyInbound(r *http.Request, body []byte) error {
+	return verify(p.inbound, signature(r), body)
+}
+
+// ParseInbound reads a received mail.
+func (p *provider) ParseInbound(_ *http.Request, body []byte) ([]providers.Inbound, error) {
+	doc, mails, err := bigpost.Skim(bigpost.Plain(body), "data", "raw")
 	var w hook
-	if err := json.Unmarshal(body, &w); err != nil || w.Type != typeInbound {
+	if err != nil || json.Unmarshal(doc, &w) != nil || w.Type != typeInbound {
 		return nil, fmt.Errorf("%w: not an inbound.message", providers.ErrMalformed)
 	}
 	var d inboundPost
-	if err := json.Unmarshal(w.Data, &d); err != nil || d.Raw == "" {
+	if json.Unmarshal(w.Data, &d) != nil {
+		d = inboundPost{}
+	}
+	raw, ok := bigpost.At(mails, string(d.Raw))
+	if !ok {
 		return nil, fmt.Errorf("%w: an inbound.message without the raw message", providers.ErrMalformed)
 	}
-	in := providers.Inbound{ID: event.Clean(string(d.ID), 128), From: address(string(d.Sender.Email)), Raw: []byte(d.Raw)}
+	in := providers.Inbound{ID: event.Clean(string(d.ID), 128), Time: parseTime(first(d.CreatedAt, w.CreatedAt)), From: address(string(d.Sender.Email)), Open: raw.Open}
 	if in.ID == "" {
-		sum := sha256.Sum256(in.Raw)
-		in.ID = hex.EncodeToString(sum[:16])
+		if in.ID, err = bigpost.Digest(raw); err != nil {
+			return nil, fmt.Errorf("%w: %w", providers.ErrMalformed, err)
+		}
 	}
 	for _, to := range d.Recipients.RcptTo {
 		a := address(string(to.Email))

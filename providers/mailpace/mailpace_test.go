@@ -391,12 +391,12 @@ func TestParseInbound(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := httptest.NewRequest("POST", "/inbound/acct", nil)
-			if _, err := p.ParseInbound(r, body); !errors.Is(err, providers.ErrSignature) {
+			if _, err := providertest.ReceiveInbound(p, r, body); !errors.Is(err, providers.ErrSignature) {
 				t.Errorf("unsigned: got %v", err)
 			}
 			tw.Sign(r, body)
-			in, err := p.ParseInbound(r, body)
-			if err != nil || len(in) != 1 || string(in[0].Raw) != raw || in[0].ID == "" || !slices.Equal(in[0].Rcpts, tt.rcpts) {
+			in, err := providertest.ReceiveInbound(p, r, body)
+			if err != nil || len(in) != 1 || providertest.Raw(t, in[0]) != raw || in[0].ID == "" || !slices.Equal(in[0].Rcpts, tt.rcpts) {
 				t.Errorf("got %+v, %v", in, err)
 			}
 		})

@@ -2,9 +2,7 @@ package mailpace
 
 import (
 	"crypto/ed25519"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -15,6 +13,7 @@ import (
 	"smtpbridge/envelope"
 	"smtpbridge/event"
 	"smtpbridge/providers"
+	"smtpbridge/providers/internal/bigpost"
 )
 
 // maxCandidates bounds the addresses taken from one event.
@@ -23,34 +22,46 @@ const maxCandidates = 200
 // VerifyWebhook checks the signature.
 func (p *provider) VerifyWebhook(r *http.Request, body []byte) error { return verify(p.keys, r, body) }
 
+// VerifyInbound checks the signature.
+func (p *provider) VerifyInbound(r *http.Request, body []byte) error {
+	return verify(p.inbound, r, body)
+}
+
 // ParseInbound reads a received mail: https://docs.mailpace.com/guide/inbound. The post has no envelope: the
 // recipients are those of the forwarding headers if there are any, else those of To, Cc and Bcc.
-func (p *provider) ParseInbound(r *http.Request, body []byte) ([]providers.Inbound, error) {
-	if err := verify(p.inbound, r, body); err != nil {
-		return nil, err
-	}
+func (p *provider) ParseInbound(_ *http.Request, body []byte) ([]providers.Inbound, error) {
+	doc, mails, err := bigpost.Skim(bigpost.Plain(body), "raw")
 	var w inboundPost
-	if err := json.Unmarshal(body, &w); err != nil || w.Raw == "" {
-		return nil, fmt.Errorf("%w: not an inbound post with the raw message", providers.ErrMalformed)
+	if err != nil || json.Unmarshal(doc, &w) != nil {
+		return nil, fmt.Errorf("%w: not an inbound post", providers.ErrMalformed)
 	}
-	in := providers.Inbound{Raw: []byte(w.Raw)}
-	// There is no id of the post, and a Message-ID is the sender's to choose: the mail itself tells repeats.
-	sum := sha256.Sum256(in.Raw)
-	in.ID = hex.EncodeToString(sum[:16])
+	raw, ok := bigpost.At(mails, string(w.Raw))
+	if !ok {
+		return nil, fmt.Errorf("%w: an inbound post without the raw message", providers.ErrMalformed)
+	}
+	in := providers.Inbound{Rcpts: inboundRcpts(&w), Open: raw.Open}
+	// There is no id of the post, and a Message-ID is the sender's to choose: mail and recipients tell repeats.
+	if in.ID, err = bigpost.Digest(raw, in.Rcpts...); err != nil {
+		return nil, fmt.Errorf("%w: %w", providers.ErrMalformed, err)
+	}
+	return []providers.Inbound{in}, nil
+}
+
+func inboundRcpts(w *inboundPost) (rcpts []string) {
 	for _, name := range []string{"delivered-to", "x-original-to", "x-forwarded-to"} {
 		for _, h := range w.Headers {
 			if n, v, ok := strings.Cut(h, ":"); ok && strings.EqualFold(strings.TrimSpace(n), name) {
-				in.Rcpts = appendAddresses(in.Rcpts, v)
+				rcpts = appendAddresses(rcpts, v)
 			}
 		}
-		if in.Rcpts != nil {
-			return []providers.Inbound{in}, nil
+		if rcpts != nil {
+			return rcpts
 		}
 	}
 	for _, list := range []text{w.To, w.Cc, w.Bcc} {
-		in.Rcpts = appendAddresses(in.Rcpts, string(list))
+		rcpts = appendAddresses(rcpts, string(list))
 	}
-	return []providers.Inbound{in}, nil
+	return rcpts
 }
 
 // verify checks the Ed25519 signature over the exact body with each of the configured keys. The scheme has no

@@ -666,7 +666,7 @@ func TestTestKey(t *testing.T) {
 			if tt.ok && err != nil || !tt.ok && !errors.Is(err, providers.ErrSignature) || len(evs) > 0 {
 				t.Errorf("keys %q, %s: got %v, %v", keys, tt.name, evs, err)
 			}
-			if in, err := p.ParseInbound(signed(testKey, tt.body), tt.body); tt.ok && err != nil || !tt.ok && !errors.Is(err, providers.ErrSignature) || len(in) > 0 {
+			if in, err := providertest.ReceiveInbound(p, signed(testKey, tt.body), tt.body); tt.ok && err != nil || !tt.ok && !errors.Is(err, providers.ErrSignature) || len(in) > 0 {
 				t.Errorf("inbound, keys %q, %s: got %v, %v", keys, tt.name, in, err)
 			}
 		}
@@ -885,20 +885,20 @@ func TestParseInbound(t *testing.T) {
 	raw := " From: a@example.org\nTo: help@in.example.com\n\nHello\n"
 	body := twin.Batch(twin.Received("help@in.example.com", raw, clock()), map[string]any{"event": "inbound", "ts": 1}, twin.Received("list@in.example.com", raw, clock()),
 		twin.Event("send", twin.Mail{}, twin.Rcpt{}, clock(), false))
-	if _, err := p.ParseInbound(httptest.NewRequest("POST", "/", nil), body); !errors.Is(err, providers.ErrSignature) {
+	if _, err := providertest.ReceiveInbound(p, httptest.NewRequest("POST", "/", nil), body); !errors.Is(err, providers.ErrSignature) {
 		t.Errorf("unsigned: %v", err)
 	}
-	in, err := p.ParseInbound(signed(tw.WebhookKey(), body), body)
-	if err != nil || len(in) != 2 || string(in[0].Raw) != raw || in[0].From != "" || !slices.Equal(in[0].Rcpts, []string{"help@in.example.com"}) ||
+	in, err := providertest.ReceiveInbound(p, signed(tw.WebhookKey(), body), body)
+	if err != nil || len(in) != 2 || providertest.Raw(t, in[0]) != raw || in[0].From != "" || !slices.Equal(in[0].Rcpts, []string{"help@in.example.com"}) ||
 		!slices.Equal(in[1].Rcpts, []string{"list@in.example.com"}) || in[0].ID == in[1].ID || in[0].ID == "" {
 		t.Errorf("got %+v, %v", in, err)
 	}
-	again, err := p.ParseInbound(signed(tw.WebhookKey(), body), body)
+	again, err := providertest.ReceiveInbound(p, signed(tw.WebhookKey(), body), body)
 	if err != nil || again[0].ID != in[0].ID {
 		t.Errorf("posted twice: %+v, %v", again, err)
 	}
 	p.opts.InboundSecrets = []secret.String{secret.New("route-key")}
-	if _, err := p.ParseInbound(signed(tw.WebhookKey(), body), body); !errors.Is(err, providers.ErrSignature) {
+	if _, err := providertest.ReceiveInbound(p, signed(tw.WebhookKey(), body), body); !errors.Is(err, providers.ErrSignature) {
 		t.Errorf("the webhook's key for a route with its own: %v", err)
 	}
 	// Fixtures that are received mails parse as such, too.
@@ -908,13 +908,13 @@ func TestParseInbound(t *testing.T) {
 		}
 		p := parser(t, f.Secret.Value)
 		p.opts.InboundURL = f.URL
-		in, err := p.ParseInbound(f.Request(f.Body), f.Body)
+		in, err := providertest.ReceiveInbound(p, f.Request(f.Body), f.Body)
 		if err != nil || len(in) == 0 {
 			t.Errorf("%s: got %d, %v", f.Name, len(in), err)
 		}
 		for _, m := range in {
-			if len(m.Rcpts) != 1 || !bytes.Contains(m.Raw, []byte("Subject:")) {
-				t.Errorf("%s: got %q, %.80q", f.Name, m.Rcpts, m.Raw)
+			if len(m.Rcpts) != 1 || !strings.Contains(providertest.Raw(t, m), "Subject:") {
+				t.Errorf("%s: got %q, %.80q", f.Name, m.Rcpts, providertest.Raw(t, m))
 			}
 		}
 	}

@@ -10,9 +10,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,6 +21,7 @@ import (
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
 	"smtpbridge/providers"
+	"smtpbridge/providers/internal/bigpost"
 )
 
 const (
@@ -37,7 +38,7 @@ func (p *provider) VerifyWebhook(r *http.Request, body []byte) error {
 
 // ParseWebhook reads a batch of events: https://mailchimp.com/developer/transactional/docs/webhooks/
 func (p *provider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event, error) {
-	items, err := batch(body)
+	items, _, err := batch(body)
 	if err != nil {
 		return nil, err
 	}
@@ -64,33 +65,40 @@ func (p *provider) ParseWebhook(_ *http.Request, body []byte) ([]event.Event, er
 	return out, nil
 }
 
-// ParseInbound reads received mails, one for each event of a batch:
-// https://mailchimp.com/developer/transactional/docs/webhooks/#inbound-messages
-func (p *provider) ParseInbound(r *http.Request, body []byte) ([]providers.Inbound, error) {
+// VerifyInbound checks the signature.
+func (p *provider) VerifyInbound(r *http.Request, body []byte) error {
 	keys := p.opts.InboundSecrets
 	if len(keys) == 0 {
 		keys = p.opts.WebhookSecrets
 	}
-	if err := verify(r, body, p.opts.InboundURL, keys); err != nil {
-		return nil, err
-	}
-	items, err := batch(body)
+	return verify(r, body, p.opts.InboundURL, keys)
+}
+
+// ParseInbound reads received mails, one for each event of a batch:
+// https://mailchimp.com/developer/transactional/docs/webhooks/#inbound-messages
+func (p *provider) ParseInbound(_ *http.Request, body []byte) ([]providers.Inbound, error) {
+	items, mails, err := batch(body)
 	if err != nil {
 		return nil, err
 	}
 	var out []providers.Inbound
 	for _, raw := range items {
 		var n native
-		if json.Unmarshal(raw, &n) != nil || n.Event != "inbound" || n.Msg.V.RawMsg == "" {
-			continue // other events of the batch, and events without a mail, which have been seen
+		if json.Unmarshal(raw, &n) != nil || n.Event != "inbound" {
+			continue // other events of the batch
 		}
-		in := providers.Inbound{Raw: []byte(n.Msg.V.RawMsg)}
+		mail, ok := bigpost.At(mails, string(n.Msg.V.RawMsg))
+		if !ok {
+			continue // events without a mail have been seen
+		}
+		in := providers.Inbound{Time: n.TS.Time, Open: mail.Open}
 		if addr := string(n.Msg.V.Email); envelope.ValidateAddr(addr) == nil {
 			in.Rcpts = []string{addr}
 		}
 		// The vendor gives no id. The same mail for a second recipient is another one.
-		sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(n.Msg.V.Email), n.Msg.V.Email, in.Raw))
-		in.ID = hex.EncodeToString(sum[:16])
+		if in.ID, err = bigpost.Digest(mail, string(n.Msg.V.Email)); err != nil {
+			return nil, fmt.Errorf("%w: %w", providers.ErrMalformed, err)
+		}
 		out = append(out, in)
 	}
 	return out, nil
@@ -104,62 +112,45 @@ func (p *provider) WebhookGet(path string) (contentType string, content []byte, 
 	return "text/plain; charset=utf-8", []byte("ok\n"), true
 }
 
-// batch gives the items of a post.
-func batch(body []byte) ([]json.RawMessage, error) {
-	form, err := parseForm(body)
+// batch gives the items of a post, and the mails in them: raw_msg holds the number of its mail.
+func batch(body []byte) (items []json.RawMessage, mails []bigpost.Text, err error) {
+	form, err := bigpost.Form(body)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the body is not a form", providers.ErrMalformed)
+		return nil, nil, fmt.Errorf("%w: the body is not a form", providers.ErrMalformed)
 	}
 	events, n := eventsOf(form)
 	if n != 1 {
-		return nil, fmt.Errorf("%w: the form has %d fields %s", providers.ErrMalformed, n, eventsField)
+		return nil, nil, fmt.Errorf("%w: the form has %d fields %s", providers.ErrMalformed, n, eventsField)
 	}
-	var items []json.RawMessage
-	if err := json.Unmarshal([]byte(events), &items); err != nil {
-		return nil, fmt.Errorf("%w: %s is not a list", providers.ErrMalformed, eventsField)
+	doc, mails, err := bigpost.Skim(events, "*", "msg", "raw_msg")
+	if err != nil || json.Unmarshal(doc, &items) != nil {
+		return nil, nil, fmt.Errorf("%w: %s is not a list", providers.ErrMalformed, eventsField)
 	}
-	return items, nil
+	return items, mails, nil
 }
 
-type field struct{ name, value string }
-
 // eventsOf is the value of the field with the events, and how many of that name there are.
-func eventsOf(form []field) (events string, n int) {
+func eventsOf(form []bigpost.Field) (events bigpost.Text, n int) {
 	for _, f := range form {
-		if f.name == eventsField {
-			events = f.value
+		if f.Name == eventsField {
+			events = f.Value
 			n++
 		}
 	}
 	return events, n
 }
 
-// parseForm decodes a form as it stands. (url.ParseQuery refuses a bare semicolon, and keeps no order.)
-func parseForm(body []byte) ([]field, error) {
-	var out []field
-	for _, pair := range strings.Split(string(body), "&") {
-		if pair == "" {
-			continue
-		}
-		k, v, _ := strings.Cut(pair, "=")
-		name, err := url.QueryUnescape(k)
-		if err != nil {
-			return nil, err
-		}
-		value, err := url.QueryUnescape(v)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, field{name, value})
-	}
-	return out, nil
+// emptyBatch reports whether the events are an empty list.
+func emptyBatch(events bigpost.Text) bool {
+	b, err := io.ReadAll(io.LimitReader(events.Open(), 64))
+	return err == nil && strings.TrimSpace(string(b)) == "[]"
 }
 
 // verify checks the signature: HMAC-SHA1 over the URL as it is registered, and name and value of each form field, by name.
 // The scheme has no time stamp, so a replayed request verifies; its events have the same ids and drop out. The public test key
 // signs an empty batch.
 func verify(r *http.Request, body []byte, registered string, keys []secret.String) error {
-	form, err := parseForm(body)
+	form, err := bigpost.Form(body)
 	if err != nil {
 		return fmt.Errorf("%w: the body is not a form", providers.ErrSignature)
 	}
@@ -171,13 +162,13 @@ func verify(r *http.Request, body []byte, registered string, keys []secret.Strin
 		return fmt.Errorf("%w: the signature covers the registered URL; set webhook_url or public_url", providers.ErrSignature)
 	}
 	events, n := eventsOf(form)
-	slices.SortStableFunc(form, func(a, b field) int { return cmp.Compare(a.name, b.name) })
+	slices.SortStableFunc(form, func(a, b bigpost.Field) int { return cmp.Compare(a.Name, b.Name) })
 	fits := func(key string) bool {
 		h := hmac.New(sha1.New, []byte(key))
 		h.Write([]byte(registered))
 		for _, f := range form {
-			h.Write([]byte(f.name))
-			h.Write([]byte(f.value))
+			h.Write([]byte(f.Name))
+			io.Copy(h, f.Value.Open()) // bigpost.Form has seen to it that this cannot fail
 		}
 		return hmac.Equal(sig, h.Sum(nil))
 	}
@@ -187,7 +178,7 @@ func verify(r *http.Request, body []byte, registered string, keys []secret.Strin
 		}
 	}
 	if fits(testKey) {
-		if n == 1 && strings.TrimSpace(events) == "[]" {
+		if n == 1 && emptyBatch(events) {
 			return nil
 		}
 		return fmt.Errorf("%w: the public test key signs an empty batch only", providers.ErrSignature)

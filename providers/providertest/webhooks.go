@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -440,4 +441,25 @@ func stringList(v any) []string {
 		out = append(out, fmt.Sprint(x))
 	}
 	return out
+}
+
+// ReceiveInbound verifies an inbound post and reads it.
+func ReceiveInbound(p providers.InboundParser, r *http.Request, body []byte) ([]providers.Inbound, error) {
+	if err := p.VerifyInbound(r, body); err != nil {
+		return nil, err
+	}
+	return p.ParseInbound(r, body)
+}
+
+// Raw is the message of a received mail.
+func Raw(t testing.TB, in providers.Inbound) string {
+	t.Helper()
+	if in.Open == nil {
+		return ""
+	}
+	b, err := io.ReadAll(in.Open())
+	if err != nil {
+		t.Errorf("read the message: %v", err)
+	}
+	return string(b)
 }
