@@ -42,12 +42,21 @@ type ExplainGroup struct {
 	Accounts   []ExplainAccount `json:"accounts"`
 }
 
+// What an account of a route is for a mail.
+const (
+	verdictFirst    = "first"    // it is tried first
+	verdictFailover = "failover" // it is tried when those before it fail
+	verdictRefused  = "refused"  // it is never tried
+)
+
 // ExplainAccount is what one account of the route would do.
 type ExplainAccount struct {
 	Account  string           `json:"account"`
 	Provider string           `json:"provider"`
+	Verdict  string           `json:"verdict"`
 	Used     bool             `json:"used"` // it is among those the mail would be tried by, in this order
 	Refusal  string           `json:"refusal,omitempty"`
+	Worst    string           `json:"worst,omitempty"` // the greatest severity among the losses
 	Losses   []translate.Loss `json:"losses"`
 	Requests []ExplainRequest `json:"requests,omitempty"`
 }
@@ -119,9 +128,17 @@ func (p *Planner) Explain(req PlanRequest) (*Explanation, error) {
 }
 
 func (p *Planner) explainAccount(g *Group, v Verdict, id string) (ExplainAccount, error) {
-	ea := ExplainAccount{Account: v.Account, Used: slices.Contains(g.Accounts, v.Account), Losses: v.Losses}
-	if ea.Losses == nil {
+	ea := ExplainAccount{Account: v.Account, Losses: v.Losses, Verdict: verdictRefused}
+	if i := slices.Index(g.Accounts, v.Account); i >= 0 {
+		ea.Used, ea.Verdict = true, verdictFailover
+		if i == 0 {
+			ea.Verdict = verdictFirst
+		}
+	}
+	if len(ea.Losses) == 0 {
 		ea.Losses = []translate.Loss{}
+	} else {
+		ea.Worst = slices.MaxFunc(ea.Losses, func(a, b translate.Loss) int { return int(a.Severity) - int(b.Severity) }).Severity.String()
 	}
 	if v.Refusal != nil {
 		ea.Refusal = v.Refusal.Error()

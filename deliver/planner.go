@@ -300,10 +300,10 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 // checkFrom wants one sender: with several, each part of the chain would choose its own.
 func checkFrom(msg *mime.Message) error {
 	if n := len(msg.Header.Values("From")); n > 1 {
-		return refuse(554, 5, 6, 0, "the mail has %d From header fields, it may have one (RFC 5322 3.6)", n)
+		return refuse(554, 5, 6, 0, "the mail has %d From header fields; send it with exactly one (RFC 5322 3.6)", n)
 	}
 	if n := len(msg.From); n > 1 {
-		return refuse(554, 5, 6, 0, "the From header names %d addresses: no provider API takes more than one", n)
+		return refuse(554, 5, 6, 0, "the From header names %d addresses; send the mail with exactly one", n)
 	}
 	return nil
 }
@@ -480,9 +480,20 @@ func (p *Planner) verdict(env envelope.Envelope, msg *mime.Message, rt *route.Ro
 		}
 	}
 	if len(lost) > 0 {
-		v.Refusal = refuse(554, 5, 6, 3, "account %s (%s) cannot send this mail unchanged: %s", name, a.Info.Name, strings.Join(lost, "; "))
+		v.Refusal = refuse(554, 5, 6, 3, "account %s cannot send this mail unchanged: %s; %s", name, strings.Join(lost, "; "), advice(v))
 	}
 	return v
+}
+
+// advice says what to do about losses that are not allowed.
+func advice(v Verdict) string {
+	switch {
+	case !slices.ContainsFunc(v.Losses, func(l translate.Loss) bool { return l.Severity == translate.Fatal }):
+		return "send it without that, add an account that keeps it to the route, or set on_loss = \"send\" there"
+	case len(v.Calls) > 0 && v.Calls[0].UseRaw:
+		return "send signed parts as quoted-printable or base64"
+	}
+	return "send it without signature and encryption, or add an account that sends messages whole to the route"
 }
 
 // settings are the account's, with what the route and the job add.

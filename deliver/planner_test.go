@@ -268,8 +268,26 @@ func TestExplain(t *testing.T) {
 		r["body"].(map[string]any)["to"] != "r@r.example" {
 		t.Errorf("request %v", r)
 	}
-	if n := len(ex.Groups[0].Accounts); n != 2 || !ex.Groups[0].Accounts[1].Used {
+	if a := ex.Groups[0].Accounts; len(a) != 2 || a[0].Verdict != "first" || a[0].Worst != "minor" || a[1].Verdict != "failover" || !a[1].Used || a[1].Worst != "" {
 		t.Errorf("groups %+v", ex.Groups)
+	}
+}
+
+// TestExplainChoice: a signed mail goes to the account that keeps it, whatever its place in the route.
+func TestExplainChoice(t *testing.T) {
+	p := NewPlanner(PlannerConfig{
+		Routes: table(t, route.Route{Name: "main", Senders: []string{"example.com"}, Accounts: []string{"full", "raw", "poor"}}), Accounts: planAccounts(),
+	})
+	ex, err := p.Explain(planRequest(signedMail, "", "r@r.example"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, a := range ex.Groups[0].Accounts {
+		got = append(got, a.Account+" "+a.Verdict+" "+a.Worst+" "+strings.SplitN(a.Refusal, " account", 2)[0])
+	}
+	if want := "full refused fatal 554 5.6.3,raw first  ,poor refused fatal 554 5.6.3"; ex.Account != "raw" || ex.Refusal != "" || strings.Join(got, ",") != want {
+		t.Errorf("%s: got %q, want %q", ex.Account, strings.Join(got, ","), want)
 	}
 }
 

@@ -282,9 +282,28 @@ func (p *planner) sender(w *wish) {
 
 // size compares the message as it will be counted: raw as it is, structured with attachments in base64.
 func (p *planner) size() error {
-	m, limit := p.Message, p.Caps.MaxBytes
-	if limit <= 0 {
-		return nil
+	m, c := p.Message, &p.Caps
+	over := func(what string, size, limit int64, advice string) error {
+		if limit <= 0 || size <= limit {
+			return nil
+		}
+		return &RefusalError{Status: "5.3.4", Text: fmt.Sprintf("%s has %d bytes, the provider takes %d; %s", what, size, limit, advice)}
+	}
+	if !p.useRaw {
+		for i := range m.Attachments {
+			a := &m.Attachments[i]
+			if err := over(fmt.Sprintf("attachment %d (%q)", i+1, cut(clean(a.Filename), 80)), a.Size, c.MaxAttachment, "send a smaller one or a link to it"); err != nil {
+				return err
+			}
+		}
+		for i, t := range []*mime.Part{m.Text, m.HTML} {
+			if t == nil {
+				continue
+			}
+			if err := over([]string{"the text", "the HTML text"}[i], t.Size, c.MaxText, "send a shorter one, or send it as an attachment"); err != nil {
+				return err
+			}
+		}
 	}
 	size := m.Size
 	if !p.useRaw {
@@ -298,10 +317,7 @@ func (p *planner) size() error {
 			size += (m.Attachments[i].Size + 2) / 3 * 4
 		}
 	}
-	if size > limit {
-		return &RefusalError{Status: "5.3.4", Text: fmt.Sprintf("the message has %d bytes, the provider takes %d; send smaller attachments or a link to them", size, limit)}
-	}
-	return nil
+	return over("the message", size, c.MaxBytes, "send smaller attachments or a link to them")
 }
 
 // mail makes the call c from what is common and its own share of people.

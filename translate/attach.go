@@ -74,6 +74,14 @@ var fileTypes = map[string][]string{
 	"video/x-matroska":                 {"mkv"},
 }
 
+// extensions are the usual ones of a media type, the preferred first. A text of an unknown kind is plain text (RFC 2046 4.1.4).
+func extensions(mediaType string) []string {
+	if exts, ok := fileTypes[mediaType]; ok || !strings.HasPrefix(mediaType, "text/") {
+		return exts
+	}
+	return []string{"txt"}
+}
+
 // attachments fits every attachment to what the API takes.
 func (p *planner) attachments() error {
 	c := &p.Caps
@@ -125,6 +133,9 @@ func (p *planner) attachments() error {
 				p.lose(Major, title, "type "+cut(a.Type, 80), "")
 			}
 		}
+		if cs := strings.ToLower(a.Params["charset"]); strings.HasPrefix(a.Type, "text/") && cs != "" && cs != "us-ascii" && cs != "utf-8" {
+			p.lose(Minor, title, "charset "+cut(clean(cs), 40), "")
+		}
 		p.base.Attach = append(p.base.Attach, out)
 	}
 	return nil
@@ -162,7 +173,7 @@ func (c *Capabilities) fitName(a *mime.Attachment, name string, inline bool) (st
 		case a.Type == "text/calendar":
 			name = "invite"
 		}
-		if exts := fileTypes[a.Type]; len(exts) > 0 {
+		if exts := extensions(a.Type); len(exts) > 0 {
 			name += "." + exts[0]
 		} else if c.AttachExts == nil {
 			name += ".bin"
@@ -174,7 +185,7 @@ func (c *Capabilities) fitName(a *mime.Attachment, name string, inline bool) (st
 	stem, ext := splitExt(name)
 	if c.AttachExts != nil && !slices.Contains(c.AttachExts, strings.ToLower(ext)) {
 		fit := ""
-		for _, e := range fileTypes[a.Type] {
+		for _, e := range extensions(a.Type) {
 			if slices.Contains(c.AttachExts, e) {
 				fit = e
 				break
@@ -190,7 +201,7 @@ func (c *Capabilities) fitName(a *mime.Attachment, name string, inline bool) (st
 				what, cut(name, 100), cut(a.Type, 80))}
 		}
 		switch {
-		case ext == "" || slices.Contains(fileTypes[a.Type], strings.ToLower(ext)):
+		case ext == "" || slices.Contains(extensions(a.Type), strings.ToLower(ext)):
 		default:
 			// The old ending stays readable: virus.exe never turns into a plain virus.pdf.
 			stem += "_" + ext

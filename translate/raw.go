@@ -12,6 +12,8 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"golang.org/x/text/encoding/charmap"
+
 	"smtpbridge/envelope"
 	"smtpbridge/mime"
 )
@@ -488,7 +490,7 @@ func isASCII(b []byte) bool {
 	return true
 }
 
-// latin1ToUTF8 keeps valid UTF-8 and reads every other octet as ISO 8859-1.
+// latin1ToUTF8 keeps valid UTF-8 and reads every other octet as Windows-1252, as package mime does.
 func latin1ToUTF8(s string) string {
 	if utf8.ValidString(s) {
 		return s
@@ -497,7 +499,7 @@ func latin1ToUTF8(s string) string {
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
 		if r == utf8.RuneError && n == 1 {
-			r = rune(s[i])
+			r = charmap.Windows1252.DecodeByte(s[i])
 		}
 		b.WriteRune(r)
 		i += n

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"golang.org/x/text/encoding/charmap"
 	"golang.org/x/text/transform"
 
 	"smtpbridge/mime"
@@ -244,7 +245,7 @@ type octets struct{ how func(byte) string }
 func escape(c byte) string { return fmt.Sprintf("=%02X", c) }
 func drop(byte) string     { return "" }
 func mark(byte) string     { return "?" }
-func latin1(c byte) string { return string(rune(c)) }
+func latin1(c byte) string { return string(charmap.Windows1252.DecodeByte(c)) }
 
 func (octets) Reset() {}
 

@@ -1,7 +1,9 @@
 package translate
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -67,6 +69,9 @@ func (p *planner) structured(w *wish) error {
 		p.lose(Fatal, "encryption", "encrypted message", "attachments, rebuilt")
 	}
 	p.subject()
+	if err := p.body(); err != nil {
+		return err
+	}
 	if limit := c.ReplyTo; limit >= 0 && len(b.ReplyTo) > limit {
 		sent := ""
 		switch {
@@ -81,13 +86,21 @@ func (p *planner) structured(w *wish) error {
 	p.recipientNames()
 	p.headers()
 	p.listUnsubscribe(w)
+	if m.Text != nil && flowed(m.Root) {
+		p.lose(Info, "text", "format=flowed", "with its line ends as they are")
+	}
 	if m.AMP != nil && !c.AMP {
 		p.lose(Minor, "amp alternative", "text/x-amp-html", "")
 	}
 	if m.Calendar != nil && !c.Calendar {
 		p.lose(Major, "calendar alternative", "text/calendar", "as attachment")
 	}
-	return p.attachments()
+	err := p.attachments()
+	if err != nil && (m.Signed || m.Encrypted) {
+		// The attachment that the API does not take is the signature, or what is encrypted.
+		return &RefusalError{Status: "5.6.3", Text: "the message is signed or encrypted, and the provider would take it apart; send it without, or route it to an account that sends messages whole"}
+	}
+	return err
 }
 
 func (p *planner) subject() {
@@ -101,6 +114,58 @@ func (p *planner) subject() {
 		b.Subject = string([]rune(b.Subject)[:limit])
 		p.lose(Major, "subject", plural(n, "character"), fmt.Sprintf("first %d", limit))
 	}
+}
+
+// body lets what the API needs stand in for texts that are absent or blank.
+func (p *planner) body() error {
+	c, m := &p.Caps, p.base.Msg
+	if c.FillText == "" && c.FillHTML == "" {
+		return nil
+	}
+	for _, part := range []*mime.Part{m.Text, m.HTML} {
+		switch is, err := blank(part); {
+		case err != nil:
+			return fmt.Errorf("read text: %w", err)
+		case !is:
+			return nil
+		}
+	}
+	filled := *m
+	filled.Text, filled.HTML = nil, nil
+	if c.FillText != "" {
+		filled.Text = mime.NewPart(c.FillText)
+	} else {
+		filled.HTML = mime.NewPart(c.FillHTML)
+	}
+	p.base.Msg = &filled
+	p.lose(Info, "text", "none", "an empty line")
+	return nil
+}
+
+// flowed reports a text part whose line ends are to be redone by the reader (RFC 3676), which no API can say.
+func flowed(e *mime.Entity) bool {
+	switch {
+	case e == nil:
+		return false
+	case len(e.Children) > 0:
+		return slices.ContainsFunc(e.Children, flowed)
+	}
+	return e.Type == "text/plain" && strings.EqualFold(e.Params["format"], "flowed")
+}
+
+// blank reports a part that is absent, empty or a little white space.
+func blank(part *mime.Part) (bool, error) {
+	const little = 1 << 10
+	switch {
+	case part == nil || part.Size == 0:
+		return true, nil
+	case part.Size > little:
+		return false, nil
+	}
+	r := part.Open()
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	return len(bytes.TrimSpace(b)) == 0, err
 }
 
 // headers applies the policy to every top field, in order.

@@ -55,6 +55,8 @@ type Capabilities struct {
 	MaxCc          int
 	MaxBcc         int
 	MaxBytes       int64  // greatest message in bytes as the API counts it, 0 = unknown
+	MaxText        int64  // bytes of the text, and of the HTML; 0 = unknown
+	MaxAttachment  int64  // bytes of one attachment, decoded; 0 = unknown
 	MaxSubject     int    // characters, 0 = unknown
 	NameWithout    string // characters that the display name of a recipient cannot have: they become spaces
 	Headers        HeaderPolicy
@@ -99,6 +101,8 @@ type Capabilities struct {
 	TrackTogether  bool          // only both together
 	AnyFrom        bool          // takes a mail whose From is missing or names several addresses, as it is (smtp, lmtp, maildir)
 	NeedSubject    bool          // a call without a subject is refused: "(no subject)" stands in
+	FillText       string        // a call without text and HTML is refused: this stands in as the one
+	FillHTML       string        // or as the other
 
 	// Options of one call, not settings of the account; see Options.
 	ClickBodies      bool // click tracking can be limited to one kind of body

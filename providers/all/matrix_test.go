@@ -204,6 +204,8 @@ var tables = []struct {
 			}
 			return fmt.Sprintf("%.4g MiB", float64(c.caps.MaxBytes)/(1<<20))
 		}},
+		{"bytes of a text", func(c column) string { return count(int(c.caps.MaxText), "unknown") }},
+		{"bytes of an attachment", func(c column) string { return count(int(c.caps.MaxAttachment), "unknown") }},
 		{"characters of a subject", func(c column) string { return count(c.caps.MaxSubject, "unknown") }},
 		{"bytes of another header's value", func(c column) string { return count(c.caps.HeaderMax, "unknown") }},
 		{"calls per second (default)", func(c column) string {

@@ -189,6 +189,7 @@ func (p *provider) Capabilities() translate.Capabilities {
 		Bcc:            true,
 		NeedsTo:        true,
 		NeedSubject:    true,
+		FillText:       "\n", // one of the bodies is required; whether an empty one counts is not documented
 		ReplyTo:        -1,
 		MaxRcpts:       p.set.MaxRecipients,
 		MaxBytes:       p.set.MaxMessageBytes,

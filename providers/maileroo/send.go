@@ -87,9 +87,6 @@ func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, 
 	}
 	text, html := m.Msg.Text, m.Msg.HTML
 	switch {
-	case empty(text) && empty(html):
-		// A call needs one of the bodies; whether an empty one counts is not documented.
-		w.Plain = constant(j, "\n")
 	case empty(text):
 		// "" keeps Maileroo from making a text part of its own: https://maileroo.com/docs/email-api/send-basic-email
 		w.Plain = constant(j, "")

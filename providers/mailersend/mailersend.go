@@ -76,7 +76,10 @@ const (
 	maxTo      = 50
 	maxCc      = 10 // and as many in bcc
 	maxSubject = 998
-	maxTags    = 5
+	// "2 MB" and "25 MB", read as the greater of what they can mean: MailerSend has the last word.
+	maxText       = 2 << 20
+	maxAttachment = 25 << 20
+	maxTags       = 5
 	// MailerSend schedules up to 72 hours ahead. An hour less, as its clock and the bridge's differ.
 	maxSendAt = 71 * time.Hour
 )
@@ -177,7 +180,10 @@ func (p *provider) Capabilities() translate.Capabilities {
 		MaxCc:          maxCc,
 		MaxBcc:         maxCc,
 		MaxSubject:     maxSubject,
+		MaxText:        maxText,
+		MaxAttachment:  maxAttachment,
 		NeedSubject:    true,
+		FillHTML:       "<br>", // one of text and html is required; whether white space counts is not said
 		NameWithout:    ",;",
 		Headers:        translate.HeadersNone,
 		Threading:      true,

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"regexp"
 	"slices"
@@ -69,15 +68,11 @@ func (p *provider) build(m *translate.Mail) (*wire, httpapi.Request, error) {
 		b := box(m.ReplyTo[0])
 		w.ReplyTo = &b
 	}
-	if !blank(m.Msg.Text) {
+	if m.Msg.Text != nil {
 		w.Text = j.Text(m.Msg.Text.Open)
 	}
-	if !blank(m.Msg.HTML) {
+	if m.Msg.HTML != nil {
 		w.HTML = j.Text(m.Msg.HTML.Open)
-	}
-	if w.Text.IsZero() && w.HTML.IsZero() {
-		// One of them is required; whether white space counts is not said.
-		w.HTML = j.Text(func() io.ReadCloser { return io.NopCloser(strings.NewReader("<br>")) })
 	}
 	for _, a := range m.Attach {
 		out := attachment{Filename: a.Name, Disposition: "attachment", Content: j.Base64(a.Size, a.Open)}
@@ -112,21 +107,6 @@ func (p *provider) url(path string) string {
 
 func (p *provider) header() http.Header {
 	return http.Header{"Accept": {"application/json"}, "Authorization": {"Bearer " + p.apiToken.Reveal()}}
-}
-
-// blank reports a part that is absent, empty or nothing but white space.
-func blank(part *mime.Part) bool {
-	const little = 1 << 10
-	switch {
-	case part == nil || part.Size == 0:
-		return true
-	case part.Size > little:
-		return false
-	}
-	r := part.Open()
-	defer r.Close()
-	b, err := io.ReadAll(r)
-	return err == nil && len(bytes.TrimSpace(b)) == 0
 }
 
 func box(a mime.Address) mailbox { return mailbox{Email: a.Addr, Name: a.Name} }
@@ -466,6 +446,9 @@ func (p *provider) retryAfter(e *providers.Error, resp *httpapi.Response) {
 func read(texts []said) (words, code string, found *meaning) {
 	var parts []string
 	for _, t := range texts {
+		if t.field == "" && slices.ContainsFunc(texts, func(s said) bool { return s.field != "" && s.text == t.text }) {
+			continue // the message repeats the first field's
+		}
 		part := t.text
 		if t.field != "" {
 			part = t.field + ": " + part

@@ -158,7 +158,8 @@ func (p *provider) Capabilities() translate.Capabilities {
 		Cc:             true,
 		Bcc:            true,
 		NeedsTo:        true,
-		ReplyTo:        -1, // QUIRK: documented with one address; MailPace's own Rails gem sends a list since 0.4.2
+		FillText:       "\n", // one of the bodies is required; whether an empty one counts is not documented
+		ReplyTo:        -1,   // QUIRK: documented with one address; MailPace's own Rails gem sends a list since 0.4.2
 		MaxRcpts:       p.set.MaxRecipients,
 		MaxTo:          min(maxTo, p.set.MaxRecipients),
 		MaxBytes:       maxBytes,

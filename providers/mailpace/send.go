@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -63,11 +62,6 @@ func (p *provider) build(m *translate.Mail) (httpapi.Request, error) {
 	if m.Msg.Text != nil {
 		w.TextBody = j.Text(m.Msg.Text.Open)
 	}
-	if empty(m.Msg.Text) && empty(m.Msg.HTML) {
-		// A call needs one of the bodies; whether an empty one counts is not documented.
-		w.HTMLBody = httpapi.Value{}
-		w.TextBody = j.Text(func() io.ReadCloser { return io.NopCloser(strings.NewReader("\n")) })
-	}
 	for _, a := range m.Attach {
 		out := attachment{Name: a.Name, ContentType: a.Type, Content: j.Base64(a.Size, a.Open)}
 		if a.Inline {
@@ -106,8 +100,6 @@ func (p *provider) header(key string) http.Header {
 	}
 	return h
 }
-
-func empty(part *mime.Part) bool { return part == nil || part.Size == 0 }
 
 // messageIDs writes ids with brackets, separated by spaces.
 func messageIDs(list []string) string {

@@ -313,6 +313,9 @@ func (p *people) UnmarshalJSON(b []byte) error {
 }
 
 func decode(body []byte, v any) error {
+	if !utf8.Valid(body) {
+		return errors.New("not UTF-8")
+	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
@@ -380,6 +383,9 @@ func (t *Twin) keep(m Mail) {
 
 var reference = regexp.MustCompile(`^[0-9A-Fa-f]{24}$`)
 
+// notHeaders are the names that Maileroo's own Laravel transport keeps out of the header map.
+var notHeaders = regexp.MustCompile(`(?i)^(mime-version|content-.*|message-id|date|from|to|cc|bcc|subject|reply-to|return-path|received|delivered-to|authentication-results|dkim-signature|x-maileroo-ref-id|x-maileroo-track)$`)
+
 // check gives the message, or the status and text of a refusal.
 func (t *Twin) check(q *fields, template bool) (m Mail, status int, text string) {
 	bad := func(format string, args ...any) (Mail, int, string) {
@@ -396,7 +402,7 @@ func (t *Twin) check(q *fields, template bool) (m Mail, status int, text string)
 		list []Address
 	}{{"from", []Address{*q.From}}, {"to", q.To}, {"cc", q.Cc}, {"bcc", q.Bcc}, {"reply_to", q.ReplyTo}} {
 		for _, a := range f.list {
-			if parsed, err := mail.ParseAddress(a.Address); err != nil || parsed.Address != a.Address {
+			if parsed, err := mail.ParseAddress(a.Address); err != nil || parsed.Name != "" || strings.ContainsAny(a.Address, "<>") {
 				return bad("The email address %q in '%s' is invalid.", a.Address, f.name)
 			}
 			if a.DisplayName != nil && strings.TrimSpace(*a.DisplayName) == "" {
@@ -422,6 +428,9 @@ func (t *Twin) check(q *fields, template bool) (m Mail, status int, text string)
 			case string, float64, bool:
 			default:
 				return bad("The %s must be scalars.", label)
+			}
+			if label == "headers" && notHeaders.MatchString(k) {
+				return bad("The header %q is not for the header map.", k) // not documented: what Maileroo's own library never sends there
 			}
 			if utf8.RuneCountInString(k) > maxKey || utf8.RuneCountInString(fmt.Sprint(v)) > maxValue {
 				return bad("A key of %s must not exceed %d characters, a value %d.", label, maxKey, maxValue)

@@ -22,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // PingSecret signs the ping of a new webhook.
@@ -385,7 +386,7 @@ func (t *Twin) email(w http.ResponseWriter, body []byte, lose bool) {
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	var q request
-	if err := d.Decode(&q); err != nil || d.More() {
+	if err := d.Decode(&q); err != nil || d.More() || !utf8.Valid(body) {
 		refuse(w, http.StatusBadRequest, fmt.Sprintf("The request is not one JSON object of the documented form: %v", err))
 		return
 	}
@@ -591,7 +592,7 @@ func (t *Twin) checkPeople(q *request, add func(field, text string)) {
 
 func valid(addr string) bool {
 	a, err := mail.ParseAddress(addr)
-	if err != nil || a.Address != addr {
+	if err != nil || a.Name != "" || strings.ContainsAny(addr, "<>") {
 		return false
 	}
 	_, domain, _ := strings.Cut(addr, "@")

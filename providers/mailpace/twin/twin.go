@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // Options describe the account.
@@ -323,8 +324,8 @@ func (t *Twin) check(body []byte) (m Mail, errs map[string][]string, text string
 	if err := d.Decode(&q); err != nil {
 		return m, nil, "Invalid request body: " + err.Error() // text not documented
 	}
-	if d.More() {
-		return m, nil, "Invalid request body: more than one value"
+	if d.More() || !utf8.Valid(body) {
+		return m, nil, "Invalid request body: more than one value, or not UTF-8"
 	}
 	errs = map[string][]string{}
 	add := func(field, text string) { errs[field] = append(errs[field], text) }
@@ -353,7 +354,8 @@ func (t *Twin) check(body []byte) (m Mail, errs map[string][]string, text string
 			return nil
 		}
 		for _, a := range parsed {
-			out = append(out, a.Address)
+			bare := mail.Address{Address: a.Address} // a quoted local part keeps its quotes
+			out = append(out, strings.Trim(bare.String(), "<>"))
 			if t.blocked[strings.ToLower(a.Address)] && !slices.Contains(errs[field], "contains a blocked address") {
 				add(field, "contains a blocked address")
 			}

@@ -18,6 +18,9 @@ import (
 // strict decodes a body and refuses fields that the specification does not have, so that a test finds them; what Mandrill
 // does with them is not documented.
 func strict(body []byte, v any) *refusal {
+	if !utf8.Valid(body) {
+		return invalid("Validation error: not UTF-8")
+	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
@@ -234,6 +237,9 @@ func (t *Twin) sendRaw(body []byte) (any, *refusal) {
 	if err != nil {
 		return nil, invalidField("The document cannot be read", "raw_message")
 	}
+	if len(msg.Header["Bcc"]) > 0 {
+		return nil, invalidField("The document names blind recipients", "raw_message") // not refused in earnest: here, so that a test finds it
+	}
 	doc, ref := t.readOptions(&m, msg.Header, []byte(*q.RawMessage))
 	if ref != nil {
 		return nil, ref
@@ -244,7 +250,7 @@ func (t *Twin) sendRaw(body []byte) (any, *refusal) {
 		m.Subject = msg.Header.Get("Subject")
 	}
 	if m.From == "" {
-		from, err := msg.Header.AddressList("From")
+		from, err := addresses(msg.Header.Get("From"))
 		if err != nil || len(from) == 0 {
 			return nil, invalidField("An email address must contain a single @", "from_email")
 		}
@@ -252,7 +258,7 @@ func (t *Twin) sendRaw(body []byte) (any, *refusal) {
 	}
 	var shown []string
 	for _, name := range []string{"To", "Cc"} {
-		list, err := msg.Header.AddressList(name)
+		list, err := addresses(msg.Header.Get(name))
 		if err != nil {
 			continue // undisclosed-recipients:; and the like
 		}
@@ -276,6 +282,12 @@ func (t *Twin) sendRaw(body []byte) (any, *refusal) {
 		m.Rcpts = append(m.Rcpts, Rcpt{Email: a, Type: kind})
 	}
 	return t.take(m, shown, q.SendAt)
+}
+
+// addresses passes over names in charsets that Go does not know.
+func addresses(list string) ([]*mail.Address, error) {
+	names := &mime.WordDecoder{CharsetReader: func(_ string, r io.Reader) (io.Reader, error) { return r, nil }}
+	return (&mail.AddressParser{WordDecoder: names}).ParseList(list)
 }
 
 // readOptions takes the X-MC-* fields out of a document. Names the article does not have are refused, so that a test

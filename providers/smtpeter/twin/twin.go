@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/mail"
 	"net/url"
@@ -309,7 +310,7 @@ func (t *Twin) check(body []byte) (m Mail, text string) {
 		return m, "No recipient"
 	}
 	for _, a := range append(slices.Clone(m.Recipients), q.Envelope) {
-		if p, err := mail.ParseAddress(a); a != "" && (err != nil || p.Address != a) {
+		if p, err := mail.ParseAddress(a); a != "" && (err != nil || p.Name != "" || strings.ContainsAny(a, "<>")) {
 			return m, "Invalid address " + a
 		}
 	}
@@ -369,7 +370,9 @@ func (t *Twin) checkMIME(text string) string {
 	if head, _, _ := strings.Cut(text, "\r\n\r\n"); strings.Count(head, "\n") != strings.Count(head, "\r\n") {
 		return "The mime has bare line ends"
 	}
-	from, err := mail.ParseAddress(msg.Header.Get("From"))
+	// Names in charsets that Go does not know are of no interest here.
+	names := &mime.WordDecoder{CharsetReader: func(_ string, r io.Reader) (io.Reader, error) { return r, nil }}
+	from, err := (&mail.AddressParser{WordDecoder: names}).Parse(msg.Header.Get("From"))
 	if err != nil {
 		return "Invalid from address"
 	}
