@@ -14,6 +14,7 @@ import (
 
 // DSNStore is what DSN needs of a store; *store.Store is one.
 type DSNStore interface {
+	Mail(ctx context.Context, id string) (store.Mail, error)
 	Ledger(ctx context.Context, id string) (*store.Ledger, error)
 	Event(ctx context.Context, id string) (event.Event, error)
 	Body(ctx context.Context, id string) (store.Body, error)
@@ -76,8 +77,10 @@ type DSN struct {
 const DSNName = "dsn"
 
 const (
-	// dueBatch bounds the notices looked at in one turn, dueEvery is the time between two.
-	dueBatch = 100
+	// ledgersHeld bounds the mails held in memory at once, dueBatch the notices looked at in one turn.
+	ledgersHeld = 32
+	dueBatch    = 100
+	// dueEvery is the time between two turns.
 	dueEvery = time.Second
 	// unheardAgain is when a mail is looked at again whose client waits for its answer.
 	unheardAgain = 2 * time.Second
@@ -131,7 +134,7 @@ func (d *DSN) Write(ctx context.Context, evs []event.Event, next string) (string
 	if set == nil {
 		return next, nil
 	}
-	b := &dsnBatch{d: d, set: set, ledgers: map[string]*store.Ledger{}}
+	b := newDSNBatch(d, set)
 	for _, e := range evs {
 		if err := b.add(ctx, e, nil); err != nil {
 			return "", err
@@ -151,7 +154,7 @@ func (d *DSN) Tick(ctx context.Context) error {
 	if err != nil || len(due) == 0 {
 		return err
 	}
-	b := &dsnBatch{d: d, set: set, ledgers: map[string]*store.Ledger{}}
+	b := newDSNBatch(d, set)
 	for i := range due {
 		e, err := d.Store.Event(ctx, due[i].EventID)
 		switch {

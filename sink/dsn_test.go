@@ -262,8 +262,9 @@ func header(lines string) func(m *store.Mail) {
 	return func(m *store.Mail) { m.Header = []byte(lines) }
 }
 
-// TestDSNTriggers: which events a sender hears of.
-func TestDSNTriggers(t *testing.T) {
+// TestCase026_070_078_DSNTriggers: which events a sender hears of: a refusal and the end of a mail's life once, the null
+// sender nothing.
+func TestCase026_070_078_DSNTriggers(t *testing.T) {
 	const a, b = "a@example.net", "b@example.net"
 	for _, tt := range []struct {
 		name   string

@@ -24,6 +24,10 @@ type dsnBatch struct {
 	put     []store.Notice // put off, or settled without a mail
 }
 
+func newDSNBatch(d *DSN, set *DSNSettings) *dsnBatch {
+	return &dsnBatch{d: d, set: set, ledgers: map[string]*store.Ledger{}}
+}
+
 // report is one DSN to be written: recipients of one mail, and what became of them.
 type report struct {
 	ledger  *store.Ledger
@@ -59,7 +63,7 @@ func (b *dsnBatch) add(ctx context.Context, e event.Event, due *store.Notice) er
 	if action == "" || e.Revision > 0 || e.Recipient == "" || e.QueueID == "" || e.Sender == "" {
 		return nil
 	}
-	l, err := b.ledger(ctx, e.QueueID)
+	l, err := b.ledger(ctx, e.QueueID, action, due != nil)
 	if err != nil || l == nil {
 		return err
 	}
@@ -175,20 +179,36 @@ func fields(header []byte) func(yield func(name, value string) bool) {
 	}
 }
 
-// ledger reads that of a mail once; nil: there is nothing (any more) to tell of.
-func (b *dsnBatch) ledger(ctx context.Context, id string) (*store.Ledger, error) {
+// ledger reads that of a mail once; nil: there is nothing (any more) to tell of. Most mail is sent and delivered and nobody
+// wants to hear of it: that takes one look at its envelope.
+func (b *dsnBatch) ledger(ctx context.Context, id, action string, always bool) (*store.Ledger, error) {
 	if l, ok := b.ledgers[id]; ok {
 		return l, nil
 	}
-	l, err := b.d.Store.Ledger(ctx, id)
-	switch {
-	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrCorrupt):
-		l = nil // purged, or quarantined
-	case err != nil:
-		return nil, err
+	gone := func(err error) bool { return errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrCorrupt) }
+	if action != event.ActionFailed && !always && !slices.Contains(b.set.On, wishes[action].on) {
+		m, err := b.d.Store.Mail(ctx, id)
+		if err != nil && !gone(err) {
+			return nil, err
+		}
+		if !slices.ContainsFunc(m.Envelope.Rcpts, func(r envelope.Rcpt) bool { return wanted(r.Notify, nil, action) }) {
+			return nil, nil
+		}
 	}
-	b.ledgers[id] = l
-	return l, nil
+	if len(b.ledgers) >= ledgersHeld {
+		if err := b.send(ctx, ""); err != nil {
+			return nil, err
+		}
+		*b = *newDSNBatch(b.d, b.set)
+	}
+	l, err := b.d.Store.Ledger(ctx, id)
+	if gone(err) {
+		l, err = nil, nil // purged, or quarantined
+	}
+	if err == nil {
+		b.ledgers[id] = l
+	}
+	return l, err
 }
 
 // recipient finds the one an event is about, -1 when that is not certain. Some ESPs report addresses in lower case.

@@ -53,6 +53,9 @@ func (m *Mail) Unheard(now time.Time) (waiting, never bool) {
 	return marked && !until.Before(now), marked && until.Before(now)
 }
 
+// Mail reads one mail. With ErrCorrupt only its id is known.
+func (s *Store) Mail(ctx context.Context, id string) (Mail, error) { return s.read().mail(ctx, id) }
+
 // Ledger reads the state of a mail and its notices.
 func (s *Store) Ledger(ctx context.Context, id string) (*Ledger, error) {
 	l := &Ledger{}

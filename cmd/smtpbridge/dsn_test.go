@@ -10,8 +10,10 @@ import (
 
 	"smtpbridge/config"
 	"smtpbridge/envelope"
+	"smtpbridge/event"
 	"smtpbridge/providers/all"
 	"smtpbridge/sink"
+	"smtpbridge/store"
 )
 
 // check tells whether the account of [dsn] can carry a DSN, and what is missing.
@@ -147,4 +149,59 @@ func offered(t *testing.T, b *Bridge) bool {
 		t.Fatal(err)
 	}
 	return sc.Listeners[0].DSN
+}
+
+// With accept = "wait" a sender hears of each refusal once: in the reply, or by DSN where the reply was 250.
+func TestWaitAndDSN(t *testing.T) {
+	r := newRig(t, waiting, fmt.Sprintf("[[account]]\nname = \"local\"\nprovider = \"maildir\"\nbase_url = \"maildir://%s/mail\"\n[dsn]\naccount = \"local\"\n", shortTemp(t)))
+	c := r.dial()
+	c.cmd("EHLO app.example.com", "250")
+	c.send("all@a.example")
+	r.esp.next(t).answer <- "rejected"
+	c.want("550 5.1.1")
+	inReply := r.mail("refused", func(d *store.Detail) bool { return d.Mail.State == store.MailFinished }).Mail.Envelope.ID
+
+	c.send("x@a.example", "y@b.example")
+	for range 2 {
+		call := r.esp.next(t)
+		if call.rcpts[0] == "x@a.example" {
+			call.answer <- "rejected"
+		} else {
+			call.answer <- "accepted"
+		}
+	}
+	id := queueID(t, c.want("250 2.0.0"))
+	var got *store.Notice
+	r.mailID("told of x", id, func(*store.Detail) bool {
+		l, err := r.store.Ledger(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = l.Notice(0, event.ActionFailed)
+		return got != nil && got.DSN != ""
+	})
+	if l, err := r.store.Ledger(t.Context(), id); err != nil || len(l.Notices) != 1 {
+		t.Errorf("of the other recipient: %+v, %v", l, err)
+	}
+	d := r.mailID("the DSN is delivered", got.DSN, func(d *store.Detail) bool { return d.Mail.State == store.MailFinished })
+	if e := d.Mail.Envelope; e.From != "" || e.Rcpts[0].Addr != "app@example.com" || d.Rcpts[0].Account != "local" || d.Rcpts[0].State != store.RcptSent {
+		t.Errorf("the DSN: %+v, %+v", e, d.Rcpts)
+	}
+	l, err := r.store.Ledger(t.Context(), inReply)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := l.Notice(0, event.ActionFailed); n == nil || n.DSN != "" || n.Reason != "told in the reply" || !n.Due.IsZero() {
+		t.Errorf("told in the reply: %+v", n)
+	}
+}
+
+// queueID is what a reply of success names.
+func queueID(t *testing.T, reply string) string {
+	t.Helper()
+	_, id, ok := strings.Cut(reply, "queued as ")
+	if !ok {
+		t.Fatalf("no queue id in %q", reply)
+	}
+	return strings.TrimSpace(id)
 }
