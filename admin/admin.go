@@ -201,6 +201,17 @@ type Detail struct {
 	Jobs       []Job         `json:"jobs,omitempty"`
 	Attempts   []Attempt     `json:"attempts,omitempty"`
 	Events     []event.Event `json:"events,omitempty"`
+	Notices    []Notice      `json:"notices,omitempty"`
+}
+
+// Notice is what the sender was told by DSN mail, or will be, or not.
+type Notice struct {
+	Rcpt   string     `json:"recipient"`
+	Action string     `json:"action"`
+	At     time.Time  `json:"at"`
+	Due    *time.Time `json:"due,omitempty"`
+	DSN    string     `json:"dsn,omitempty"` // queue id of the mail
+	Reason string     `json:"reason,omitempty"`
 }
 
 // Rcpt is the state of one recipient.

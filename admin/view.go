@@ -54,6 +54,11 @@ func detailView(d *store.Detail) *Detail {
 			Kind: a.Kind, HTTPStatus: a.HTTPStatus, Detail: a.Detail, Rcpts: addrs(a.Rcpts),
 		})
 	}
+	for _, n := range d.Notices {
+		for _, a := range addrs([]int{n.N}) {
+			out.Notices = append(out.Notices, Notice{Rcpt: a, Action: n.Action, At: n.Updated, Due: timePtr(n.Due), DSN: n.DSN, Reason: n.Reason})
+		}
+	}
 	return out
 }
 

@@ -20,6 +20,7 @@ type Notice struct {
 	Due     time.Time // when it is to be looked at again; zero: it is settled
 	DSN     string    // queue id of the mail that told it
 	Reason  string    // why none will be written, where that is so
+	Updated time.Time // when it became so
 }
 
 // ErrTold says that a notice was settled before, or that its mail is gone: there is nothing to tell.
@@ -81,15 +82,15 @@ func (s *Store) Ledger(ctx context.Context, id string) (*Ledger, error) {
 	return l, nil
 }
 
-const noticeColumns = "mail_id, n, action, event_id, due, dsn, reason"
+const noticeColumns = "mail_id, n, action, event_id, due, dsn, reason, updated"
 
 func (t *tx) notices(ctx context.Context, where string, args ...any) ([]Notice, error) {
 	var out []Notice
 	err := t.each(ctx, "SELECT "+noticeColumns+" FROM notices WHERE "+where, args, func(scan func(...any) error) error {
 		var n Notice
-		var due int64
-		err := scan(&n.MailID, &n.N, &n.Action, &n.EventID, &due, &n.DSN, &n.Reason)
-		n.Due = at(due)
+		var due, updated int64
+		err := scan(&n.MailID, &n.N, &n.Action, &n.EventID, &due, &n.DSN, &n.Reason, &updated)
+		n.Due, n.Updated = at(due), at(updated)
 		out = append(out, n)
 		return err
 	})

@@ -109,6 +109,9 @@ func (s *Store) Detail(ctx context.Context, id string) (*Detail, error) {
 		if d.Attempts, err = t.attempts(ctx, id); err != nil {
 			return err
 		}
+		if d.Notices, err = t.notices(ctx, "mail_id = ? ORDER BY updated, n", id); err != nil {
+			return err
+		}
 		return t.each(ctx, "SELECT data, ref, raw_id FROM events WHERE mail_id <> '' AND mail_id = ? ORDER BY seq", []any{id}, func(scan func(...any) error) error {
 			e, err := scanEvent(scan)
 			d.Events = append(d.Events, e)

@@ -303,6 +303,7 @@ type Detail struct {
 	Calls    []Call
 	Attempts []Attempt
 	Events   []event.Event
+	Notices  []Notice
 }
 
 // Stats are the numbers an operator asks first.

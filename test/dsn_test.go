@@ -136,6 +136,10 @@ account = "local"
 	if out := b.run("queue", "list"); strings.Contains(out, "local") {
 		t.Errorf("DSN mail is still in the queue:\n%s", out)
 	}
+	trace := b.run("trace", "bounce@example.net")
+	if !strings.Contains(trace, "failed  bounce@example.net  told app@example.com by mail ") || !strings.Contains(trace, "no mail: the user or listener may not send from") {
+		t.Errorf("the trace does not say what senders were told:\n%s", trace)
+	}
 	b.stop()
 	mutt(t, dir, filepath.Join(dir, "mail"), []string{
 		"Subject: Undeliverable: late bounce", "This address does not exist. Please check how it is spelt.", "Final-Recipient: rfc822; bounce@example.net",

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"smtpbridge/admin"
 	"smtpbridge/config"
 	"smtpbridge/deliver"
 	"smtpbridge/dsn"
@@ -126,4 +127,16 @@ func (b *Bridge) lead(ctx context.Context, name string) bool {
 		b.log.Error("the place of DSN mail in the event log cannot be forgotten", "event", "dsn.error", "err", err)
 	}
 	return false
+}
+
+// noticeLine says what a sender was told of one recipient.
+func noticeLine(sender string, n admin.Notice) string {
+	text := stamp(n.At) + "  " + n.Action + "  " + n.Rcpt + "  "
+	switch {
+	case n.DSN != "":
+		return text + "told " + sender + " by mail " + n.DSN
+	case n.Due != nil:
+		return text + "looked at again at " + stamp(*n.Due)
+	}
+	return text + "no mail: " + n.Reason
 }

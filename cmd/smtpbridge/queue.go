@@ -259,14 +259,17 @@ func printDetail(out io.Writer, d *admin.Detail) error {
 	if d.Subject != "" {
 		line("Subject", "%s", d.Subject)
 	}
-	by := d.Listener
+	by := "the bridge itself"
+	if d.Listener != "" {
+		by = "listener " + d.Listener
+	}
 	if d.Peer != "" {
 		by += " from " + d.Peer
 	}
 	if d.User != "" {
 		by += " as " + d.User
 	}
-	line("Received", "%s, %d bytes, by listener %s", stamp(d.Received), d.Size, by)
+	line("Received", "%s, %d bytes, by %s", stamp(d.Received), d.Size, by)
 	for _, r := range d.Recipients {
 		t.row(cell{"To", bold}, cell{r.Addr + ": " + rcptLine(r), cmp.Or(tones[string(r.Last)], tones[r.State])})
 	}
@@ -282,6 +285,9 @@ func printDetail(out io.Writer, d *admin.Detail) error {
 	}
 	for _, e := range d.Events {
 		t.row(cell{"Event", bold}, cell{eventLine(e), tones[string(e.Kind)]})
+	}
+	for _, n := range d.Notices {
+		line("DSN", "%s", noticeLine(d.From, n))
 	}
 	return t.flush()
 }
