@@ -83,7 +83,7 @@ will be tried.
 
     bob@example.net
         This address does not exist. Please check how it is spelt.
-        The answer was: 550 5.1.1 <bob@example.net>: no such user
+        Details: 550 5.1.1 <bob@example.net>: no such user
 
 If it is important, check the address, or reach the person in another
 way.

@@ -65,7 +65,7 @@ var hints = map[string]string{
 	"4.2.2":  "The mailbox is full.",
 	"4.4":    "The recipient's mail system cannot be reached at the moment.",
 	"4.4.7":  "It could not be delivered for a long time, so it was given up.",
-	"4":      "The mail system on the way has a passing trouble.",
+	"4":      "The mail system on the way cannot take it at the moment.",
 	"5":      "The mail system on the way refuses the message.",
 }
 
@@ -156,7 +156,7 @@ func (r *Report) textRecipient(b *strings.Builder, e event.Event) {
 		b.WriteString(indent(h))
 	}
 	if said := oneLine(cmp.Or(e.Diagnostic, e.SMTPReply)); said != "" {
-		b.WriteString(indent("The answer was: " + said))
+		b.WriteString(indent("Details: " + said))
 	}
 }
 
