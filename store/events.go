@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"smtpbridge/envelope"
@@ -883,9 +884,14 @@ type storedRequest struct {
 	received                               int64
 }
 
+// packers are used again: each has close to a megabyte of tables, far more than a request.
+var packers = sync.Pool{New: func() any { return gzip.NewWriter(io.Discard) }}
+
 func packRequest(r *RawRequest, now time.Time) (*storedRequest, error) {
 	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
+	z := packers.Get().(*gzip.Writer)
+	defer packers.Put(z)
+	z.Reset(&b)
 	if _, err := z.Write(r.Body); err != nil {
 		return nil, err
 	}
