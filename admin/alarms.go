@@ -23,7 +23,7 @@ const (
 
 // Alarm is a condition a person should look at.
 type Alarm struct {
-	Name    string    `json:"alarm"` // backlog, disk_low, webhook_silence, account_paused
+	Name    string    `json:"alarm"` // backlog, disk_low, webhook_silence, silent_mails, account_paused
 	Account string    `json:"account,omitempty"`
 	Text    string    `json:"text"`
 	Since   time.Time `json:"since"`
@@ -45,6 +45,8 @@ type Alarms struct {
 	Now     func() time.Time
 	// Disk tells whether free space is below the watermark, with a text; nil = not watched.
 	Disk func() (low bool, text string)
+	// More gives conditions that are watched elsewhere; nil = none.
+	More func() []Alarm
 
 	mu     sync.Mutex
 	raised map[string]Alarm
@@ -134,6 +136,11 @@ func (a *Alarms) Look(ctx context.Context) {
 	if a.Disk != nil {
 		if low, text := a.Disk(); low {
 			add("disk_low", "", text)
+		}
+	}
+	if a.More != nil {
+		for _, al := range a.More() {
+			add(al.Name, al.Account, al.Text)
 		}
 	}
 	a.mu.Lock()

@@ -31,6 +31,7 @@ type Config struct {
 	Delivery    Delivery            `toml:"delivery"`
 	Retention   Retention           `toml:"retention"`
 	Suppression Suppression         `toml:"suppression"`
+	CatchUp     CatchUp             `toml:"catch_up"`
 	Webhook     Webhook             `toml:"webhook"`
 	DNS         DNS                 `toml:"dns"`
 	Events      Events              `toml:"events"`
@@ -169,6 +170,13 @@ type Suppression struct {
 	KeepUnsubscribes Duration `toml:"keep_unsubscribes"` // likewise
 }
 
+// CatchUp is the [catch_up] table.
+type CatchUp struct {
+	Enabled bool     `toml:"enabled"`
+	After   Duration `toml:"after"`   // how long a mail may be without a final event before the ESP is asked
+	Silence Duration `toml:"silence"` // how long the webhooks of an account that sends may be silent
+}
+
 // Webhook is the [webhook] table.
 type Webhook struct {
 	Address        string   `toml:"address"`
@@ -258,6 +266,7 @@ func defaults() *Config {
 		Admin:       Admin{SocketMode: "0660", Preview: true},
 		Log:         Log{Level: "info", Format: "text", Addresses: true},
 		Suppression: Suppression{KeepBounces: days(180)},
+		CatchUp:     CatchUp{Enabled: true, After: days(1), Silence: Duration(hour)},
 	}
 }
 

@@ -365,6 +365,11 @@ func (c *Config) validateRest(root map[string]any) {
 	c.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", c.Log.Format, "text", "json")
 	c.validateDSN(root)
+	for key, d := range map[string]Duration{"catch_up.after": c.CatchUp.After, "catch_up.silence": c.CatchUp.Silence} {
+		if d.D() <= 0 {
+			p.add(key, "must be longer than nothing")
+		}
+	}
 	if c.Suppression.AtRcpt && !c.Suppression.Enabled {
 		p.add("suppression.at_rcpt", "needs enabled = true")
 	}

@@ -87,9 +87,24 @@ type Checker interface {
 }
 
 // Poller is optional: fetches events the webhooks missed. record stores them durably; only
-// then is next valid. cursor is nil at first.
+// then is next valid. cursor is empty at first. next may come with an error: the place to go on from later. Only facts of mail that
+// carries our reference are fetched, under the ids that webhooks give them where the vendor's facts allow that.
 type Poller interface {
 	Poll(ctx context.Context, cursor []byte, record func([]event.Event) error) (next []byte, err error)
+}
+
+// Tracked is a recipient of a call that was taken, of whom nothing final is known.
+type Tracked struct {
+	Ref       string
+	MessageID string // the ESP's id, "" when it gave none
+	Rcpt      string
+	From      string // header From
+	Sent      time.Time
+}
+
+// Tracker is optional: asks, with one call or two, what became of one recipient. No event is no error: the ESP knows no more either.
+type Tracker interface {
+	Track(ctx context.Context, t Tracked) ([]event.Event, error)
 }
 
 // Found is the answer of a Finder.
@@ -242,8 +257,10 @@ type Info struct {
 	// Rate and Concurrent are the vendor's published limits (calls per second, calls at once); 0 = none known.
 	Rate       float64
 	Concurrent int
-	Webhook    Webhook
-	New        func(Options) (Provider, error)
+	// LookUps is how many calls a minute catching up may make, well within the vendor's limit; 0 = 6.
+	LookUps int
+	Webhook Webhook
+	New     func(Options) (Provider, error)
 }
 
 // Webhook says how an ESP's webhooks behave, as data for webhookd.

@@ -245,6 +245,7 @@ func runSuite(t *testing.T, e engine) {
 		{"purge", testPurge},
 		{"accounts and cursors", testAccountsAndCursors},
 		{"suppressions", testSuppressions},
+		{"silent recipients", testSilent},
 		{"erase", testErase},
 		{"unanswered", testUnanswered},
 		{"notices", testNotices},

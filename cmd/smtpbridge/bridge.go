@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"smtpbridge/admin"
+	"smtpbridge/catchup"
 	"smtpbridge/config"
 	"smtpbridge/deliver"
 	"smtpbridge/internal/safehttp"
@@ -51,6 +52,7 @@ type Bridge struct {
 	alarms  *admin.Alarms
 	counter *admin.Counter
 	guard   *admin.Guard
+	catchUp *catchup.Runner // nil: switched off
 	adminLn []adminSocket
 }
 
@@ -101,6 +103,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	b.metrics = admin.NewMetrics(buildVersion(), b.store)
 	b.alarms = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Disk: b.diskLow}
 	b.counter = &admin.Counter{Store: b.store, Log: b.log, Now: time.Now}
+	b.makeCatchUp(cfg)
 	b.runner = deliver.NewRunner(deliver.RunnerConfig{
 		Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses, Observe: b.observe,
 	})
@@ -216,6 +219,9 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	work.start(b.log, "housekeeping", b.housekeeping)
 	work.start(b.log, "alarms", b.alarms.Run)
 	work.start(b.log, "activity", b.counter.Run)
+	if b.catchUp != nil {
+		work.start(b.log, "catch-up", b.catchUp.Run)
+	}
 	follow.start(b.log, "sinks", b.sinks.Run)
 	if ready != nil {
 		ready()
@@ -386,7 +392,7 @@ func (b *Bridge) webhookConfig(p *parts) webhookd.Config {
 		Request: func(account string, status int, elapsed time.Duration) {
 			b.metrics.Webhook(account, status, elapsed)
 			if account != "" && status == http.StatusOK {
-				b.alarms.Heard(account)
+				b.heard(account)
 			}
 		},
 		Event: b.metrics.WebhookEvent, BadSignature: b.metrics.BadSignature,
@@ -407,7 +413,7 @@ func (b *Bridge) accepted(listener string, size int64) {
 func (b *Bridge) observe(account, outcome string, elapsed time.Duration) {
 	b.metrics.Call(account, outcome, elapsed)
 	if outcome == "accepted" {
-		b.alarms.Sent(account)
+		b.sent(account)
 	}
 }
 

@@ -58,6 +58,7 @@ var table = []row{
 	{pkg: "providers/*", imports: provider, tests: providerTests},
 
 	{pkg: "deliver", imports: []string{"envelope", "store", "mime", "route", "translate", "providers", "event", "internal/secret"}, tests: []string{"providers/..."}},
+	{pkg: "catchup", imports: []string{"store", "event", "providers"}, tests: []string{"envelope", "translate"}},
 	{pkg: "admin", imports: []string{"store", "event", "deliver", "mime", "envelope", "internal/secret", "internal/throttle"}, tests: []string{"..."}},
 	{pkg: "cmd/smtpbridge", imports: []string{"..."}},
 	{pkg: "test/...", imports: []string{"..."}},

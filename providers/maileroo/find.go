@@ -44,7 +44,7 @@ func (f finding) Find(ctx context.Context, m *translate.Mail, since time.Time) (
 	}
 	// An hour of margin: the clocks are two.
 	from := since.Add(-time.Hour)
-	items, err := f.search(ctx, m.Ref, from)
+	items, err := f.search(ctx, m.Ref, from, "", "")
 	switch {
 	case errors.Is(err, errForm):
 		return nil, providers.CannotTell, nil // asking again gives the same
@@ -58,7 +58,7 @@ func (f finding) Find(ctx context.Context, m *translate.Mail, since time.Time) (
 			return f.taken(m, nil), providers.Present, nil
 		}
 	}
-	control, err := f.search(ctx, "no-"+m.Ref, from)
+	control, err := f.search(ctx, "no-"+m.Ref, from, "", "")
 	switch {
 	case errors.Is(err, errForm), err == nil && len(control) > 0:
 		return nil, providers.CannotTell, nil
@@ -77,18 +77,20 @@ type filterTag struct {
 }
 
 type filters struct {
-	Tags     []filterTag `json:"tags"`
-	Operator string      `json:"tags_operator"`
-	From     int64       `json:"datetime_from"`
-	Order    string      `json:"sort_dir"`
+	Recipient string      `json:"recipient,omitempty"`
+	LogType   string      `json:"log_type,omitempty"`
+	Tags      []filterTag `json:"tags"`
+	Operator  string      `json:"tags_operator"`
+	From      int64       `json:"datetime_from"`
+	Order     string      `json:"sort_dir"`
 }
 
 // search gives the first page of the log's entries with this reference.
-func (f finding) search(ctx context.Context, ref string, from time.Time) ([]json.RawMessage, error) {
+func (f finding) search(ctx context.Context, ref string, from time.Time, rcpt, typ string) ([]json.RawMessage, error) {
 	body, err := httpapi.Marshal(struct {
 		Filters filters `json:"filters"`
 		Page    int     `json:"page"`
-	}{filters{Tags: []filterTag{{refTag, ref}}, Operator: "AND", From: from.Unix(), Order: "desc"}, 1})
+	}{filters{Recipient: rcpt, LogType: typ, Tags: []filterTag{{refTag, ref}}, Operator: "AND", From: from.Unix(), Order: "desc"}, 1})
 	if err != nil {
 		return nil, err
 	}

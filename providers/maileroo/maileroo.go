@@ -42,6 +42,7 @@ var Info = providers.Info{
 	Title:   "Maileroo",
 	DocURL:  "https://maileroo.com/docs/email-api/introduction",
 	BaseURL: baseURL,
+	LookUps: 30, // each is one or two calls, of 180 a minute: https://maileroo.com/docs/api-reference/account/introduction
 	Webhook: providers.Webhook{
 		Signed:          true,
 		Events:          []string{"accepted", "delivered", "deferred", "failed", "rejected", "opened", "clicked", "complained"},
@@ -96,6 +97,7 @@ var (
 	_ providers.InboundParser = (*provider)(nil)
 	_ providers.Checker       = (*provider)(nil)
 	_ providers.Finder        = finding{}
+	_ providers.Tracker       = finding{}
 )
 
 // New makes the provider of one account. It is a providers.Finder only when a key of the Account API is configured: without

@@ -25,6 +25,7 @@ var Info = providers.Info{
 	Title:   "MailerSend",
 	DocURL:  "https://developers.mailersend.com/api/v1/email",
 	BaseURL: baseURL,
+	LookUps: 5, // of 10 a minute for /activity, same page
 	Rate:    2, // 120 requests a minute: https://developers.mailersend.com/general
 	Webhook: providers.Webhook{
 		Signed: true,
@@ -110,6 +111,7 @@ var (
 	_ providers.InboundParser     = (*provider)(nil)
 	_ providers.Checker           = (*provider)(nil)
 	_ providers.Finder            = (*provider)(nil)
+	_ providers.Poller            = (*provider)(nil)
 	_ providers.SuppressionLister = (*provider)(nil)
 )
 

@@ -2,8 +2,8 @@
 //
 // Contract: one Send is one POST, of the whole MIME document (/messages/send-raw) or, when the account asks for it, of its
 // parts (/messages/send). Mandrill answers for each recipient; above 10 recipients it takes all and rejects later, by
-// event. It has no idempotency key: a call whose answer was lost stays Ambiguous until an event
-// with our reference, which travels in the metadata, proves it.
+// event. It has no idempotency key: a call whose answer was lost is searched for by our reference,
+// which travels in the metadata; an event with it proves the call earlier.
 package mandrill
 
 import (
@@ -91,6 +91,9 @@ var (
 	_ providers.WebhookGetter     = (*provider)(nil)
 	_ providers.InboundParser     = (*provider)(nil)
 	_ providers.SuppressionLister = (*provider)(nil)
+	_ providers.Finder            = (*provider)(nil)
+	_ providers.Tracker           = (*provider)(nil)
+	_ providers.Poller            = (*provider)(nil)
 )
 
 // New makes the provider of one account.

@@ -88,6 +88,8 @@ var (
 	_ providers.WebhookGetter = (*provider)(nil)
 	_ providers.Checker       = (*provider)(nil)
 	_ providers.Finder        = (*provider)(nil)
+	_ providers.Tracker       = (*provider)(nil)
+	_ providers.Poller        = (*provider)(nil)
 )
 
 // New makes the provider of one account.

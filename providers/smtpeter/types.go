@@ -34,5 +34,6 @@ type dsn struct {
 // tracked is one entry of an events query: https://www.smtpeter.com/en/documentation/rest-events
 type tracked struct {
 	Event string                     `json:"event"`
+	Type  string                     `json:"type"` // its name in older versions of the page
 	Data  map[string]json.RawMessage `json:"data"`
 }

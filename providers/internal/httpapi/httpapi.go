@@ -107,6 +107,8 @@ type Request struct {
 	URL    string
 	Header http.Header
 	Body   *Body // nil = none
+	// MaxResponse bounds the answer; 0 = the package's MaxResponse.
+	MaxResponse int64
 }
 
 // Errors that end a call by time.
@@ -262,16 +264,20 @@ func (c *Client) Do(ctx context.Context, r Request) (*Response, error) {
 	defer resp.Body.Close()
 	w.awaitAnswer()
 	out := &Response{Status: resp.StatusCode, Header: resp.Header}
-	out.Body, err = io.ReadAll(io.LimitReader(resp.Body, MaxResponse+1))
+	limit := r.MaxResponse
+	if limit <= 0 {
+		limit = MaxResponse
+	}
+	out.Body, err = io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		out.Truncated, out.Err = true, c.redactError(err)
 	}
-	if len(out.Body) > MaxResponse {
-		out.Body, out.Truncated = out.Body[:MaxResponse], true
-		out.Err = fmt.Errorf("the answer is longer than %d bytes", MaxResponse)
+	if int64(len(out.Body)) > limit {
+		out.Body, out.Truncated = out.Body[:limit], true
+		out.Err = fmt.Errorf("the answer is longer than %d bytes", limit)
 	}
 	return out, nil
 }

@@ -111,10 +111,11 @@ type Fault struct {
 type Twin struct {
 	o Options
 
-	mu     sync.Mutex
-	mails  []Mail
-	total  int
-	faults []Fault
+	mu        sync.Mutex
+	delivered map[string]bool // by reference and recipient
+	mails     []Mail
+	total     int
+	faults    []Fault
 }
 
 // New makes an API.
@@ -517,6 +518,16 @@ func (t *Twin) cancel(id string) (int, any) {
 	return refuse(http.StatusNotFound, "The scheduled email was not found.")
 }
 
+// Deliver notes in the log that a recipient has the mail.
+func (t *Twin) Deliver(m Mail, rcpt string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.delivered == nil {
+		t.delivered = map[string]bool{}
+	}
+	t.delivered[m.ReferenceID+" "+rcpt] = true
+}
+
 // account serves the log search of the Account API. What an entry holds is not documented: here it is little, so that nobody relies on more.
 func (t *Twin) account(r *http.Request, body []byte) (int, any) {
 	fail := func(status int, text string) (int, any) {
@@ -552,6 +563,13 @@ func (t *Twin) account(r *http.Request, body []byte) (int, any) {
 		if m.Cancelled || m.Scheduled.After(t.o.Now()) || m.At.Unix() < q.Filters.From {
 			continue
 		}
+		typ := "Accepted"
+		if t.delivered[m.ReferenceID+" "+q.Filters.Recipient] {
+			typ = "Delivered"
+		}
+		if q.Filters.LogType != "" && q.Filters.LogType != typ {
+			continue
+		}
 		hits := 0
 		for _, want := range q.Filters.Tags {
 			if v, ok := m.Tags[want.Name]; ok && fmt.Sprint(v) == want.Value {
@@ -562,7 +580,7 @@ func (t *Twin) account(r *http.Request, body []byte) (int, any) {
 			continue
 		}
 		if q.Filters.Recipient == "" || slices.Contains(m.Rcpts(), q.Filters.Recipient) {
-			items = append(items, map[string]any{"message_id": m.MessageID, "log_type": "Accepted"})
+			items = append(items, map[string]any{"message_id": m.MessageID, "log_type": typ})
 		}
 	}
 	return http.StatusOK, map[string]any{"data": map[string]any{"items": items, "page": q.Page, "has_more": false}}

@@ -107,14 +107,15 @@ type Fault struct {
 type Twin struct {
 	o Options
 
-	mu     sync.Mutex
-	mails  []Mail
-	nextID int
-	total  int // accepted mails
-	calls  int // requests of the day
-	minute int64
-	burst  int // requests to /email in the minute
-	faults []Fault
+	mu         sync.Mutex
+	activities []Activity
+	mails      []Mail
+	nextID     int
+	total      int // accepted mails
+	calls      int // requests of the day
+	minute     int64
+	burst      int // requests to /email in the minute
+	faults     []Fault
 }
 
 // New makes an API.
@@ -244,6 +245,12 @@ func (t *Twin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			t.addWebhook(w, r, body)
 		}
 	default:
+		if route == "GET /v1/activity/"+DomainID {
+			if t.scoped(w) {
+				t.activity(w, r)
+			}
+			return
+		}
 		if list, ok := strings.CutPrefix(route, "GET /v1/suppressions/"); ok {
 			if t.scoped(w) {
 				t.suppressions(w, r, list)
@@ -634,6 +641,51 @@ func checkAttachments(q *request, add func(field, text string)) (out []Attachmen
 		out = append(out, Attachment{Name: a.Filename, Disposition: a.Disposition, ID: id, Content: content})
 	}
 	return out
+}
+
+// Activity is what became of a mail for one recipient, in the words of the activity's filter (delivered, hard_bounced, spam_complaints ...).
+type Activity struct {
+	ID   string
+	Type string
+	At   time.Time
+	Mail Mail
+	Rcpt string
+}
+
+// Happen adds an activity, for GET /v1/activity.
+func (t *Twin) Happen(a Activity) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.activities = append(t.activities, a)
+}
+
+// activity serves GET /v1/activity/DOMAIN, in the form the vendor's Go SDK reads: no row names a message.
+func (t *Twin) activity(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	from, err1 := strconv.ParseInt(q.Get("date_from"), 10, 64)
+	to, err2 := strconv.ParseInt(q.Get("date_to"), 10, 64)
+	limit, _ := strconv.Atoi(q.Get("limit"))
+	page, _ := strconv.Atoi(q.Get("page"))
+	if err1 != nil || err2 != nil || from >= to || to-from > 7*24*3600 || to > t.o.Now().Unix() || limit < 10 || limit > 100 {
+		answer(w, http.StatusUnprocessableEntity, map[string]any{"message": "The given data was invalid.", "errors": map[string][]string{"date_from": {"The dates or the limit are invalid."}}})
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	rows := []any{}
+	for _, a := range t.activities {
+		if at := a.At.Unix(); at < from || at > to || q.Has("event[]") && !slices.Contains(q["event[]"], a.Type) {
+			continue
+		}
+		rows = append(rows, map[string]any{
+			"id": a.ID, "type": a.Type, "created_at": a.At.UTC().Format("2006-01-02T15:04:05.000000Z"), "email": map[string]any{
+				"id": "e" + a.ID, "from": a.Mail.From.Email, "subject": a.Mail.Subject, "status": "rejected", "tags": a.Mail.Tags,
+				"recipient": map[string]any{"id": "r" + a.ID, "email": a.Rcpt},
+			},
+		})
+	}
+	start := min((max(page, 1)-1)*limit, len(rows))
+	answer(w, http.StatusOK, map[string]any{"data": rows[start:min(start+limit, len(rows))], "links": map[string]any{"next": nil}})
 }
 
 // lists names the suppression lists by the reasons that put an address on them.

@@ -504,18 +504,87 @@ func (t *Twin) info(body []byte) (any, *refusal) {
 	for _, m := range t.mails {
 		for _, r := range m.Rcpts {
 			if r.ID == q.ID {
-				state := r.Status
-				if state == "invalid" {
-					state = "rejected"
+				out := t.row(m, r)
+				events := []any{}
+				for _, h := range t.happened[r.ID] {
+					events = append(events, map[string]any{"ts": h.At.Unix(), "type": h.Type, "diag": h.Diag})
+					if h.Type == "bounced" {
+						out["diag"], out["bounce_description"] = h.Diag, "bad_mailbox"
+					}
 				}
-				return map[string]any{
-					"ts": m.At.Unix(), "_id": r.ID, "sender": m.From, "subject": m.Subject, "email": r.Email, "tags": m.Tags,
-					"state": state, "metadata": m.Metadata, "opens": 0, "clicks": 0, "smtp_events": []any{},
-				}, nil
+				out["smtp_events"] = events
+				return out, nil
 			}
 		}
 	}
 	return nil, errMessage
+}
+
+// Happening is an entry of a message's smtp_events: sent, delivered, deferred, bounced.
+type Happening struct {
+	Type, Diag string
+	At         time.Time
+}
+
+// Happen notes what became of a message, by its id, for messages/info and messages/search.
+func (t *Twin) Happen(id string, h Happening) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.happened == nil {
+		t.happened = map[string][]Happening{}
+	}
+	t.happened[id] = append(t.happened[id], h)
+}
+
+// row is a message as the searches show it.
+func (t *Twin) row(m Mail, r Rcpt) map[string]any {
+	state := r.Status
+	if state == "invalid" {
+		state = "rejected"
+	}
+	for _, h := range t.happened[r.ID] {
+		if h.Type == "bounced" {
+			state = "bounced"
+		}
+	}
+	return map[string]any{
+		"ts": m.At.Unix(), "_id": r.ID, "sender": m.From, "subject": m.Subject, "email": r.Email, "tags": m.Tags,
+		"state": state, "metadata": m.Metadata, "opens": 0, "clicks": 0,
+	}
+}
+
+// search is messages/search without its query language: by day, sender and number.
+func (t *Twin) search(body []byte) (any, *refusal) {
+	var q struct {
+		Key     string   `json:"key"`
+		Query   string   `json:"query"`
+		From    string   `json:"date_from"`
+		To      string   `json:"date_to"`
+		Tags    []string `json:"tags"`
+		Senders []string `json:"senders"`
+		Limit   int      `json:"limit"`
+	}
+	if err := strict(body, &q); err != nil {
+		return nil, err
+	}
+	from, err := time.Parse(time.DateOnly, q.From)
+	if q.From != "" && err != nil || q.Limit > 1000 {
+		return nil, invalidField("Please enter a valid date and limit", "date_from")
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := []any{}
+	for _, m := range slices.Backward(t.mails) {
+		if m.At.Before(from) || len(q.Senders) > 0 && !slices.Contains(q.Senders, m.From) {
+			continue
+		}
+		for _, r := range m.Rcpts {
+			if len(out) < max(q.Limit, 1) {
+				out = append(out, t.row(m, r))
+			}
+		}
+	}
+	return out, nil
 }
 
 // listRejects is the deny list: https://mailchimp.com/developer/transactional/api/rejects/list-rejects/

@@ -110,6 +110,8 @@ type Twin struct {
 	total  int
 	faults []Fault
 	hooks  []hook
+
+	happened map[string][]Happening // by message id
 }
 
 // New makes an API.
@@ -317,6 +319,8 @@ func (t *Twin) serve(r *http.Request, body []byte) (any, *refusal) {
 		return t.sendRaw(body)
 	case "messages/info":
 		return t.info(body)
+	case "messages/search":
+		return t.search(body)
 	case "rejects/list":
 		return t.listRejects(body)
 	case "webhooks/add":

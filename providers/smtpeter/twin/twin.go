@@ -72,12 +72,13 @@ type Fault struct {
 type Twin struct {
 	o Options
 
-	mu     sync.Mutex
-	mails  []Mail
-	total  int
-	faults []Fault
-	nonce  int
-	noDNS  bool
+	mu      sync.Mutex
+	records []Record
+	mails   []Mail
+	total   int
+	faults  []Fault
+	nonce   int
+	noDNS   bool
 }
 
 // New makes an API.
@@ -176,6 +177,8 @@ func (t *Twin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	tag, isEvents := strings.CutPrefix(r.URL.Path, "/v1/events/tags/")
+	id, isMessage := strings.CutPrefix(r.URL.Path, "/v1/events/messageid/")
+	file, isLog := strings.CutPrefix(r.URL.Path, "/v1/logfiles/")
 	switch {
 	case r.URL.Path == "/v1/send" && r.Method == http.MethodPost:
 		t.send(w, r, body, f)
@@ -183,6 +186,10 @@ func (t *Twin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK, t.domains())
 	case isEvents && r.Method == http.MethodGet:
 		t.events(w, r, tag)
+	case isMessage && r.Method == http.MethodGet:
+		t.message(w, id)
+	case isLog && r.Method == http.MethodGet:
+		t.logfile(w, file)
 	default:
 		refuse(w, http.StatusNotFound, "Unknown method")
 	}
@@ -415,6 +422,69 @@ func (t *Twin) events(w http.ResponseWriter, r *http.Request, tags string) {
 				"id": m.IDs[i], "time": m.At.UTC().Format(time.DateTime), "recipient": a, "tags": strings.Join(m.Tags, ";"),
 			}})
 		}
+	}
+	answer(w, http.StatusOK, out)
+}
+
+// Record is a line of a log file: failure, delivery or bounce, about a recipient of a mail.
+type Record struct {
+	Type      string
+	At        time.Time
+	ID        string
+	Recipient string
+	Tags      []string
+	More      map[string]any // code, status, description, state ...
+}
+
+// Log adds a record.
+func (t *Twin) Log(r Record) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.records = append(t.records, r)
+}
+
+func (r Record) data() map[string]any {
+	d := map[string]any{"id": r.ID, "time": r.At.UTC().Format(time.DateTime), "recipient": r.Recipient, "tags": strings.Join(r.Tags, ";")}
+	for k, v := range r.More {
+		d[k] = v
+	}
+	return d
+}
+
+func (t *Twin) recorded(fits func(Record) bool) []Record {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []Record
+	for _, r := range t.records {
+		if fits(r) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// message lists the records of a message.
+func (t *Twin) message(w http.ResponseWriter, id string) {
+	out := []map[string]any{}
+	for _, r := range t.recorded(func(r Record) bool { return r.ID == id }) {
+		out = append(out, map[string]any{"event": r.Type, "data": r.data()})
+	}
+	answer(w, http.StatusOK, out)
+}
+
+// logfile serves PREFIX.DATE.log/json. A day without records has no file.
+func (t *Twin) logfile(w http.ResponseWriter, name string) {
+	prefix, rest, _ := strings.Cut(name, ".")
+	day, ok := strings.CutSuffix(rest, ".log/json")
+	typ := map[string]string{"failures": "failure", "deliveries": "delivery", "bounces": "bounce"}[prefix]
+	list := t.recorded(func(r Record) bool { return r.Type == typ && r.At.UTC().Format(time.DateOnly) == day })
+	if !ok || len(list) == 0 {
+		refuse(w, http.StatusNotFound, "No such file")
+		return
+	}
+	out := []map[string]any{}
+	for _, r := range list {
+		out = append(out, r.data())
 	}
 	answer(w, http.StatusOK, out)
 }
