@@ -347,3 +347,17 @@ type Suppressed struct {
 type SuppressionLister interface {
 	Suppressions(ctx context.Context, each func(Suppressed) error) error
 }
+
+// Registration is a webhook as the ESP has it.
+type Registration struct {
+	URL     string
+	Events  []string
+	Enabled bool
+	Trouble string // what the ESP says of its last calls, "" usually
+}
+
+// Registrar is optional: lists the account's webhooks and creates one. secret is what the ESP signs its calls with, "" when the answer does not hold it.
+type Registrar interface {
+	Webhooks(ctx context.Context) ([]Registration, error)
+	AddWebhook(ctx context.Context, url string, events []string) (secret string, err error)
+}

@@ -93,14 +93,17 @@ func checkOnline(ctx context.Context, p *parts, out io.Writer) error {
 			fmt.Fprintf(out, "account %s: its API has no call to check a key without sending\n", n)
 			continue
 		}
-		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-		err := checker.Check(ctx)
+		call, cancel := context.WithTimeout(ctx, 30*time.Second)
+		err := checker.Check(call)
 		cancel()
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("account %s: %w", n, err))
 			continue
 		}
 		fmt.Fprintf(out, "account %s: good\n", n)
+		if wrong := checkRegistration(ctx, p, p.accounts[n]); wrong != "" {
+			fmt.Fprintf(out, "account %s: warning: its webhook: %s (smtpbridge webhook setup %s)\n", n, wrong, n)
+		}
 	}
 	return failed
 }

@@ -79,7 +79,7 @@ bridge.toml.example, run "smtpbridge check" and "smtpbridge serve".`,
 	root.SetHelpCommandGroupID(groupOther)
 	root.SetCompletionCommandGroupID(groupOther)
 	root.AddCommand(
-		demoCommand(), checkCommand(), serveCommand(), hashPasswordCommand(),
+		demoCommand(), checkCommand(), serveCommand(), hashPasswordCommand(), webhookCommand(),
 		sendCommand(), sendmailCommand(), explainCommand(), parseCommand(),
 		queueCommand(), traceCommand(), eventsCommand(), accountCommand(), suppressionCommand(),
 		storeCommand(), eraseCommand(),

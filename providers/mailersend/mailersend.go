@@ -112,6 +112,7 @@ var (
 	_ providers.Checker           = (*provider)(nil)
 	_ providers.Finder            = (*provider)(nil)
 	_ providers.Poller            = (*provider)(nil)
+	_ providers.Registrar         = (*provider)(nil)
 	_ providers.SuppressionLister = (*provider)(nil)
 )
 

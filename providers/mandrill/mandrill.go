@@ -94,6 +94,7 @@ var (
 	_ providers.Finder            = (*provider)(nil)
 	_ providers.Tracker           = (*provider)(nil)
 	_ providers.Poller            = (*provider)(nil)
+	_ providers.Registrar         = (*provider)(nil)
 )
 
 // New makes the provider of one account.

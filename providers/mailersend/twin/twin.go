@@ -109,6 +109,7 @@ type Twin struct {
 
 	mu         sync.Mutex
 	activities []Activity
+	hooks      []map[string]any
 	mails      []Mail
 	nextID     int
 	total      int // accepted mails
@@ -239,6 +240,13 @@ func (t *Twin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "GET /v1/emails":
 		if t.scoped(w) {
 			t.emails(w, r)
+		}
+	case "GET /v1/webhooks":
+		if t.scoped(w) {
+			t.mu.Lock()
+			list := slices.Clone(t.hooks)
+			t.mu.Unlock()
+			answer(w, http.StatusOK, map[string]any{"data": list})
 		}
 	case "POST /v1/webhooks":
 		if t.scoped(w) {

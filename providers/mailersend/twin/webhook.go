@@ -91,7 +91,11 @@ func (t *Twin) addWebhook(w http.ResponseWriter, r *http.Request, body []byte) {
 		invalid("url", "The URL does not answer the ping.")
 		return
 	}
-	answer(w, http.StatusCreated, map[string]any{"data": map[string]any{"id": "webhook", "url": q.URL, "name": q.Name, "events": q.Events, "version": 2}})
+	hook := map[string]any{"id": "webhook", "url": q.URL, "name": q.Name, "events": q.Events, "version": 2, "enabled": q.Enabled == nil || *q.Enabled}
+	t.mu.Lock()
+	t.hooks = append(t.hooks, hook)
+	t.mu.Unlock()
+	answer(w, http.StatusCreated, map[string]any{"data": hook})
 }
 
 // Inbound is a received mail, signed with the secret of its route.
