@@ -67,6 +67,8 @@ type Dashboard struct {
 	// Subjects tells whether subjects of new mails are kept, Sandbox whether an account has an inbox.
 	Subjects func() bool
 	Sandbox  func() bool
+	// Suppression tells whether the suppression list is used.
+	Suppression func() bool
 }
 
 // frame is what every page has.
@@ -85,7 +87,7 @@ func (d *Dashboard) frame(r *http.Request, title, here string) frame {
 	if s := sessionOf(r.Context()); s != nil {
 		f.CSRF, f.Flash = s.csrf, d.Guard.takeFlash(s)
 	}
-	f.Nav = []link{{Name: "Overview", Href: "/"}, {Name: "Messages", Href: "/mails"}, {Name: "Events", Href: "/events"}}
+	f.Nav = []link{{Name: "Overview", Href: "/"}, {Name: "Messages", Href: "/mails"}, {Name: "Events", Href: "/events"}, {Name: "Suppressions", Href: "/suppressions"}}
 	if d.Sandbox != nil && d.Sandbox() {
 		f.Nav = append(f.Nav, link{Name: "Sandbox inbox", Href: "/inbox"})
 	}
@@ -123,6 +125,9 @@ func (d *Dashboard) Handler() http.Handler {
 	})
 	page("GET /events", d.events)
 	page("GET /events/stream", d.stream)
+	page("GET /suppressions", d.suppressions)
+	page("POST /suppressions", d.suppress)
+	page("POST /suppressions/remove", d.unsuppress)
 	page("GET /inbox", d.inbox)
 	page("GET /inbox/{account}/{id}", d.inboxMail)
 	page("GET /inbox/{account}/{id}/preview", d.inboxPreview)

@@ -35,7 +35,7 @@ func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.List
 	b.guard = admin.NewGuard(access(cfg), b.log, time.Now)
 	dash := &admin.Dashboard{
 		API: svc, Guard: b.guard, Log: b.log, Now: time.Now, Host: cfg.Hostname, Version: buildVersion(),
-		Subjects: func() bool { return now().Events.Subject }, Sandbox: b.hasInbox,
+		Subjects: func() bool { return now().Events.Subject }, Sandbox: b.hasInbox, Suppression: func() bool { return now().Suppression.Enabled },
 	}
 	health, api := admin.Health(b.store.Ping, b.alarms.Raised, b.metrics), admin.Handler(svc)
 	mux := http.NewServeMux()
