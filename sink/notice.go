@@ -64,6 +64,9 @@ func (b *dsnBatch) add(ctx context.Context, e event.Event, due *store.Notice) er
 		return nil
 	}
 	l, err := b.ledger(ctx, e.QueueID, action, due != nil)
+	if err == nil && l == nil && due != nil {
+		b.settle(*due, "its mail can no longer be read")
+	}
 	if err != nil || l == nil {
 		return err
 	}
