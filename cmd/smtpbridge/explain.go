@@ -1,6 +1,9 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"time"
@@ -9,6 +12,7 @@ import (
 
 	"smtpbridge/deliver"
 	"smtpbridge/envelope"
+	"smtpbridge/mime"
 )
 
 func explainCommand() *cobra.Command {
@@ -46,7 +50,13 @@ account's API cannot express, and the requests that would be made. Secrets are s
 		}
 		defer body.Close()
 		now := time.Now().UTC()
-		env := envelope.Envelope{ID: envelope.NewID(now), From: strings.Trim(from, "<>"), AuthUser: user, Listener: listener, Received: now, Size: size}
+		id := envelope.NewID(now)
+		mail, err := asReceived(io.NewSectionReader(body, 0, size), id, p.cfg.Hostname, now)
+		if err != nil {
+			return err
+		}
+		size = int64(len(mail))
+		env := envelope.Envelope{ID: id, From: strings.Trim(from, "<>"), AuthUser: user, Listener: listener, Received: now, Size: size}
 		for _, a := range to {
 			a = strings.Trim(strings.TrimSpace(a), "<>")
 			if err := envelope.ValidateAddr(a); err != nil {
@@ -54,11 +64,36 @@ account's API cannot express, and the requests that would be made. Secrets are s
 			}
 			env.Rcpts = append(env.Rcpts, envelope.Rcpt{Addr: a})
 		}
-		ex, err := p.planner.Explain(deliver.PlanRequest{Envelope: env, Body: body, Size: size, AllowedFrom: allowedFrom(p.cfg, user)})
+		ex, err := p.planner.Explain(deliver.PlanRequest{Envelope: env, Body: bytes.NewReader(mail), Size: size, AllowedFrom: allowedFrom(p.cfg, user)})
 		if err != nil {
 			return err
 		}
 		return printJSON(c.OutOrStdout(), ex)
 	}
 	return c
+}
+
+// asReceived gives a mail the form that it would have in the queue: CRLF line ends, Date and Message-ID.
+func asReceived(r io.Reader, id, host string, now time.Time) ([]byte, error) {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read mail: %w", err)
+	}
+	b = bytes.ReplaceAll(b, []byte("\r\n"), []byte("\n"))
+	b = bytes.ReplaceAll(b, []byte("\n"), []byte("\r\n"))
+	m, err := mime.Parse(bytes.NewReader(b), int64(len(b)), mime.Limits{})
+	if err != nil {
+		return b, nil // the explanation says what is wrong
+	}
+	var head []byte
+	if !m.Header.Has("Date") {
+		head = fmt.Appendf(head, "Date: %s\r\n", now.Format("Mon, 02 Jan 2006 15:04:05 -0700"))
+	}
+	if !m.Header.Has("Message-ID") {
+		head = fmt.Appendf(head, "Message-ID: <%s@%s>\r\n", id, host)
+	}
+	if m.Root.BodyStart == 0 {
+		head = append(head, "\r\n"...) // it is all body
+	}
+	return append(head, b...), nil
 }
