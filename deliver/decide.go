@@ -355,7 +355,7 @@ func (w *work) decideOutcome(t *tally, it *item) {
 	if it.call.ProviderMessageID = out.MessageID; out.MessageID == "" && len(out.Rcpts) == 1 {
 		it.call.ProviderMessageID = out.Rcpts[0].MessageID
 	}
-	it.call.Detail = ""
+	it.call.HTTPStatus, it.call.Detail = 0, "" // those of an earlier attempt
 	byAddr := map[string]int{}
 	for _, n := range it.left {
 		byAddr[w.c.Mail.Envelope.Rcpts[n].Addr] = n
