@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -72,6 +73,9 @@ func TestCase107_OldStores(t *testing.T) {
 	}
 }
 
+// neverNewest are versions that no program left behind: the one after them was there before they were.
+var neverNewest = map[int]bool{4: true, 5: true}
+
 // schemaCoverage gathers the schema versions of the stores; wanted fails the test when a version that this program has left
 // behind is not among them.
 func schemaCoverage(t *testing.T) (note func(int), wanted func()) {
@@ -87,8 +91,12 @@ func schemaCoverage(t *testing.T) (note func(int), wanted func()) {
 		seen[v] = true
 	}
 	return note, func() {
-		for v := 1; v < len(steps); v++ {
-			if !seen[v] {
+		for _, step := range steps[:len(steps)-1] {
+			var v int
+			if _, err := fmt.Sscanf(filepath.Base(step), "%d_", &v); err != nil {
+				t.Fatal(err)
+			}
+			if !seen[v] && !neverNewest[v] {
 				t.Errorf("no store of schema version %d: write one with the program before the migration, -write-store schema-%d", v, v)
 			}
 		}
