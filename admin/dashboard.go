@@ -609,7 +609,7 @@ func (d *Dashboard) inboxPreview(w http.ResponseWriter, r *http.Request) error {
 // viewFuncs are what templates can say about values.
 var viewFuncs = template.FuncMap{
 	"tone": tone, "ago": ago, "age": age, "due": due, "stamp": stamp, "rfc": func(t any) string { return moment(t).UTC().Format(time.RFC3339) },
-	"num": num, "bytes": sizeText, "took": func(d time.Duration) string { return d.Round(time.Millisecond).String() },
+	"num": num, "bytes": sizeText, "took": took,
 	"sender": func(m Mail) string {
 		if m.From == "" {
 			return "<>"
@@ -627,7 +627,7 @@ var viewFuncs = template.FuncMap{
 }
 
 var tones = map[string]string{
-	"sent": "good", "delivered": "good", "active": "good", "accepted": "good", "opened": "good", "clicked": "good", "subscribed": "good", "finished": "good",
+	"sent": "good", "delivered": "good", "active": "good", "accepted": "good", "opened": "good", "clicked": "good", "subscribed": "good",
 	"queued": "wait", "in_flight": "wait", "deferred": "wait", "throttled": "wait", "probing": "wait", "held": "wait", "open": "wait", "ambiguous": "wait", "retry": "wait", "minor": "wait",
 	"failed": "bad", "rejected": "bad", "bounced": "bad", "complained": "bad", "paused": "bad", "stopped": "bad", "refused": "bad", "major": "bad", "fatal": "bad", "inbound_failed": "bad",
 }
@@ -680,6 +680,13 @@ func num(v any) string {
 		s = s[:i] + "\u202f" + s[i:]
 	}
 	return s
+}
+
+func took(d time.Duration) string {
+	if d < time.Millisecond {
+		return "under 1ms"
+	}
+	return d.Round(time.Millisecond).String()
 }
 
 func sizeText(n int64) string {
