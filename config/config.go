@@ -75,6 +75,8 @@ type Listener struct {
 	WriteTimeout        Duration `toml:"write_timeout"`
 	BareNewlines        string   `toml:"bare_newlines"` // normalize | reject
 	Dialects            []string `toml:"dialects"`
+	Permissions         []string `toml:"permissions"`
+	BadOptions          string   `toml:"bad_options"`           // warn | reject
 	SocketMode          string   `toml:"socket_mode"`           // of a unix socket, octal
 	MaxMessagesPerHour  int      `toml:"max_messages_per_hour"` // 0 = no limit
 }
@@ -87,6 +89,8 @@ type User struct {
 	PasswordFile string   `toml:"password_file"`
 	PasswordEnv  string   `toml:"password_env"`
 	Senders      []string `toml:"senders"`
+	Dialects     []string `toml:"dialects"` // in place of the listener's
+	Permissions  []string `toml:"permissions"`
 
 	MaxMessagesPerHour int `toml:"max_messages_per_hour"` // 0 = no limit
 
@@ -141,6 +145,7 @@ type Route struct {
 	ForceFrom       string            `toml:"force_from"`
 	RedirectAllTo   OneOrMore         `toml:"redirect_all_to"`
 	AllowRecipients []string          `toml:"allow_recipients"`
+	Permissions     []string          `toml:"permissions"`
 	Expire          Duration          `toml:"expire"`
 }
 
@@ -291,6 +296,7 @@ func (l *Listener) setDefaults() {
 	def(&l.WriteTimeout, Duration(60*second))
 	def(&l.BareNewlines, "normalize")
 	def(&l.SocketMode, "0660")
+	def(&l.BadOptions, "warn")
 	if l.Dialects == nil {
 		l.Dialects = []string{"all"}
 	}

@@ -109,6 +109,7 @@ func (c *Config) validateListeners() {
 		if l.Auth == "required" && len(c.Users) == 0 {
 			p.add(key("auth"), "is \"required\" but there is no [[user]]")
 		}
+		c.oneOf(key("bad_options"), l.BadOptions, "warn", "reject")
 		if l.AppendDomain != "" && strings.ContainsAny(l.AppendDomain, "@ ") {
 			p.add(key("append_domain"), "%q is not a domain", l.AppendDomain)
 		}

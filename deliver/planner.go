@@ -59,8 +59,9 @@ type PlannerConfig struct {
 	Suppression   bool // recipients on the suppression list are rejected
 	// Inbound says where mail goes that an ESP handed over; the first rule that fits a recipient counts.
 	Inbound []InboundRule
-	// Dialects says, by listener, which header dialects are understood; a listener that is not named understands all.
-	Dialects map[string][]string
+	// Listeners and Users say by name which option headers count. Who is not named: all dialects, no permissions.
+	Listeners map[string]HeaderRules
+	Users     map[string]HeaderRules
 }
 
 // InboundRule names the account that delivers received mail for some recipients.
@@ -150,6 +151,7 @@ type PlanRequest struct {
 	Body        io.ReaderAt
 	Size        int64
 	AllowedFrom []string // patterns the header From must fit; nil = any
+	MaxRcpts    int      // the listener's limit, for recipients that headers add; 0 = none
 	// Accounts, when not empty, are used in this order instead of the routes: for mail the
 	// bridge makes itself (DSN) or takes from an ESP (inbound).
 	Accounts []string
@@ -263,7 +265,7 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 			g.Rcpts = append(g.Rcpts, i)
 		}
 		plan.Groups = p.judge(env, msg, g, req.Accounts)
-	} else if err := p.routeAll(plan, &env, msg); err != nil {
+	} else if err := p.routeAll(plan, &env, msg, req.MaxRcpts); err != nil {
 		return plan, err
 	}
 
@@ -310,8 +312,11 @@ func checkFrom(msg *mime.Message) error {
 
 // routeAll finds the route of each recipient, applies redirect_all_to and allow_recipients, and
 // judges the accounts of each group.
-func (p *Planner) routeAll(plan *Plan, env *envelope.Envelope, msg *mime.Message) error {
+func (p *Planner) routeAll(plan *Plan, env *envelope.Envelope, msg *mime.Message, maxRcpts int) error {
 	q := route.Query{From: plan.From, EnvelopeFrom: env.From, Listener: env.Listener, User: env.AuthUser, Header: msg.Header.Get}
+	if err := p.addRcpts(env, msg, q, maxRcpts); err != nil {
+		return err
+	}
 	type target struct {
 		rcpt  envelope.Rcpt
 		route *route.Route
@@ -502,9 +507,8 @@ func (p *Planner) settings(env envelope.Envelope, rt *route.Route, a *Account, s
 	if s.Provider == "" {
 		s.Provider = a.Info.Name
 	}
-	if d, ok := p.c.Dialects[env.Listener]; ok {
-		s.Dialects = d
-	}
+	rules := p.headerRules(env, rt)
+	s.Dialects, s.Permissions, s.BadOptions = rules.Dialects, rules.Permissions, rules.BadOptions
 	if env.Inbound != "" { // what strangers write are no options, and the way a mail took shows loops
 		s.Foreign = true
 	}

@@ -54,6 +54,7 @@ type Route struct {
 	ForceFrom       string            // address that replaces the header From
 	RedirectAllTo   []string          // staging: every recipient is replaced by these
 	AllowRecipients []string          // staging: other recipients are dropped with an event; empty: all are allowed
+	Permissions     []string          // classes of option headers that count on this route
 	Expire          time.Duration     // 0: the delivery default
 }
 
@@ -89,6 +90,7 @@ func (r Route) clone() Route {
 	r.Accounts = slices.Clone(r.Accounts)
 	r.RedirectAllTo = slices.Clone(r.RedirectAllTo)
 	r.AllowRecipients = slices.Clone(r.AllowRecipients)
+	r.Permissions = slices.Clone(r.Permissions)
 	if r.Headers != nil {
 		h := make(map[string]string, len(r.Headers))
 		for k, v := range r.Headers {

@@ -192,7 +192,7 @@ func (w *wish) note(why string) {
 
 // allowed asks for a permission, and says what goes without it.
 func (w *wish) allowed(class string) bool {
-	if w.set.permits(class) {
+	if w.set.Permits(class) {
 		return true
 	}
 	w.note("permission " + class + " is not given")

@@ -384,8 +384,8 @@ func (p *planner) special(w *wish, can bool) error {
 	return p.merge(w)
 }
 
-// permits reports whether the settings grant a class.
-func (s *Settings) permits(class string) bool {
+// Permits reports whether the settings grant a class.
+func (s Settings) Permits(class string) bool {
 	return slices.Contains(s.Permissions, class) || slices.Contains(s.Permissions, "all")
 }
 

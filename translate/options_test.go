@@ -519,8 +519,14 @@ them leaves it. What an account cannot express is a loss, in the ` + "`sent`" + 
 
 Order of right: ` + "`X-Smtpbridge-*`" + `, the dialect of the account's provider, the others as configured, the framework's (symfony) last.
 Lists and maps merge; of single values the first wins. A malformed value takes its whole header out of account; with
-` + "`bad_options = \"reject\"`" + ` it refuses the mail (5.6.0). Rows with a permission count only where it is given. "Kept for this vendor"
-means: no neutral concept; used when the account is of that vendor and its provider can, else a loss.
+` + "`bad_options = \"reject\"`" + ` it refuses the mail (5.6.0). "Kept for this vendor" means: no neutral concept; used when the account is of that vendor and its
+provider can, else a loss.
+
+Header fields can come from form input or with forwarded mail. Rows with a permission count only where ` + "`permissions = [...]`" + ` of the
+listener, of the user or of the route names it ("all": every one); otherwise they are a loss. An added recipient is one like those of RCPT
+TO: routes, staging rules and ` + "`max_recipients`" + ` hold for it, it is in the queue before the 250, and nobody sees it.
+` + "`dialects = [...]`" + ` of a listener, or of a user in place of his listener's, says which tables are read at all. In mail that is
+taken from an ESP, and in the bridge's own, none is.
 `)
 	link := func(d *dialect) {
 		fmt.Fprintf(&b, "\n## %s\n\n", d.name)

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -67,7 +66,7 @@ func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log
 	if err != nil {
 		problems = append(problems, cfg.Problem("route", err))
 	}
-	problems = append(problems, checkDialects(cfg)...)
+	problems = append(problems, checkHeaderRules(cfg)...)
 	inbound, err := p.inboundRules()
 	var ps config.Problems
 	if errors.As(err, &ps) {
@@ -82,7 +81,7 @@ func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log
 	p.planner = deliver.NewPlanner(deliver.PlannerConfig{
 		Routes: table, Accounts: p.accounts, Inbound: inbound, Limits: mime.Limits{}, Generation: generation,
 		Retry: schedule, Expire: cfg.Delivery.Expire.D(), FailoverAfter: cfg.Delivery.FailoverAfter.D(),
-		Dialects: listenerDialects(cfg), OnUnknown: cfg.Delivery.OnUnknown, SoftBounce: cfg.Delivery.SoftBounce, KeepSubject: cfg.Events.Subject,
+		Listeners: listenerRules(cfg), Users: userRules(cfg), OnUnknown: cfg.Delivery.OnUnknown, SoftBounce: cfg.Delivery.SoftBounce, KeepSubject: cfg.Events.Subject,
 		Suppression: cfg.Suppression.Enabled,
 	})
 	if p.dsn, err = p.dsnSettings(); err != nil {
@@ -92,35 +91,13 @@ func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log
 	return p, nil
 }
 
-// listenerDialects says which header dialects each listener understands.
-func listenerDialects(cfg *config.Config) map[string][]string {
-	out := map[string][]string{}
-	for _, l := range cfg.Listeners {
-		out[l.Name] = l.Dialects
-	}
-	return out
-}
-
-// checkDialects finds names that are no dialect.
-func checkDialects(cfg *config.Config) (ps config.Problems) {
-	known := translate.Dialects()
-	for i, l := range cfg.Listeners {
-		for _, d := range l.Dialects {
-			if d != "all" && !slices.Contains(known, d) {
-				ps = append(ps, cfg.Problem(fmt.Sprintf("listener[%d].dialects", i), fmt.Errorf("unknown dialect %q; known: all, %s", d, strings.Join(known, ", "))))
-			}
-		}
-	}
-	return ps
-}
-
 func makeRoutes(cfg *config.Config) []route.Route {
 	out := make([]route.Route, len(cfg.Routes))
 	for i, r := range cfg.Routes {
 		out[i] = route.Route{
 			Name: r.Name, Senders: r.Senders, Recipients: r.Recipients, Listeners: r.Listeners, Users: r.Users,
 			Headers: r.Headers, Accounts: r.Accounts, OnLoss: r.OnLoss, ForceFrom: r.ForceFrom,
-			RedirectAllTo: r.RedirectAllTo, AllowRecipients: r.AllowRecipients, Expire: r.Expire.D(),
+			RedirectAllTo: r.RedirectAllTo, AllowRecipients: r.AllowRecipients, Permissions: r.Permissions, Expire: r.Expire.D(),
 		}
 	}
 	return out

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -103,7 +104,7 @@ func (t *transaction) plan(e envelope.Envelope, l *config.Listener) (*deliver.Pl
 	defer body.Close()
 	e.Size = body.Size()
 	plan, err := t.parts.planner.Plan(deliver.PlanRequest{
-		Envelope: e, Body: body, Size: body.Size(), AllowedFrom: allowedFrom(t.parts.cfg, e.AuthUser),
+		Envelope: e, Body: body, Size: body.Size(), AllowedFrom: allowedFrom(t.parts.cfg, e.AuthUser), MaxRcpts: l.MaxRecipients,
 	})
 	var refusal *deliver.Refusal
 	if errors.As(err, &refusal) {
@@ -117,7 +118,10 @@ func (t *transaction) plan(e envelope.Envelope, l *config.Listener) (*deliver.Pl
 		t.refuse(plan.Refused)
 		for _, r := range plan.Refused {
 			// The reply is the notice: the client reports it (RFC 2033 4.2), a DSN would be a second one.
-			plan.Mail.Envelope.Rcpts[r.N].Notify = []string{"NEVER"}
+			// One that a header added has no reply.
+			if slices.ContainsFunc(e.Rcpts, func(c envelope.Rcpt) bool { return envelope.Equal(c.Addr, r.Rcpt.Addr) }) {
+				plan.Mail.Envelope.Rcpts[r.N].Notify = []string{"NEVER"}
+			}
 		}
 	}
 	return plan, nil
