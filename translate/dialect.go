@@ -63,6 +63,7 @@ type wish struct {
 	hasTag      map[string]bool
 	used        map[string]bool // scalars that are settled: the first one wins
 	templateVar map[string]any  // merge data only if there is a template
+	forTemplate map[string]any  // likewise, and nothing else
 	noTemplate  bool            // a template was asked for without permission
 }
 
@@ -213,16 +214,27 @@ func (w *wish) keepRaw(part, means, value string, quiet bool) {
 
 // finish settles what depends on several headers.
 func (w *wish) finish() {
-	if w.noTemplate && w.Template.ID == "" && len(w.Merge.Global)+len(w.Merge.Rcpt) > 0 {
-		// It belongs to the template.
-		w.losses = append(w.losses, Loss{Field: "merge data", Had: "for a template that is not permitted", Severity: Minor})
-		w.Merge.Global, w.Merge.Rcpt = nil, nil
-	}
 	if w.Template.ID != "" {
+		w.addMerge(w.forTemplate)
 		w.addMerge(w.templateVar)
+		return
 	}
-	if w.Template.ID == "" {
-		w.Template.Version, w.Template.Block = "", ""
+	lose := func(field, had string) { w.losses = append(w.losses, Loss{Field: field, Had: had, Severity: Minor}) }
+	switch {
+	case w.noTemplate && len(w.Merge.Global)+len(w.Merge.Rcpt)+len(w.forTemplate) > 0:
+		lose("merge data", "for a template that is not permitted")
+		w.Merge.Global, w.Merge.Rcpt = nil, nil
+	case len(w.forTemplate) > 0:
+		lose("merge data", "for a template, of which there is none")
+	}
+	for _, part := range []struct {
+		name  string
+		value *string
+	}{{"version", &w.Template.Version}, {"block", &w.Template.Block}} {
+		if *part.value != "" {
+			lose("template "+part.name, "of no template")
+			*part.value = ""
+		}
 	}
 }
 

@@ -268,6 +268,16 @@ func mandrillMergeVars(w *wish, _, value string) error {
 	return w.addRcptMerge(addr, o)
 }
 
+// mailgunTemplateVariables are for the template alone.
+func mailgunTemplateVariables(w *wish, _, value string) error {
+	o, err := mergeObject(value)
+	if err != nil {
+		return err
+	}
+	w.forTemplate = o
+	return nil
+}
+
 // mailgunVariables are metadata, and merge data where there is a template.
 func mailgunVariables(w *wish, _, value string) error {
 	o, err := decodeObject(value)

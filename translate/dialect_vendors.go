@@ -65,7 +65,7 @@ var dialects = []dialect{
 		{header: "x-mailgun-recipient-variables", value: "JSON object {address: {name: value}}", means: "merge.rcpt, expose_rcpts off", parse: mergeRcptJSON},
 		{header: "x-mailgun-template-name", value: "text", means: "template.id", permit: PermitTemplate, parse: templateID},
 		{header: "x-mailgun-template-version", value: "text", means: "template.version", parse: version},
-		{header: "x-mailgun-template-variables", value: "JSON object", means: "merge.global", parse: mergeJSON},
+		{header: "x-mailgun-template-variables", value: "JSON object", means: "merge.global of the template", parse: mailgunTemplateVariables},
 		{header: "x-mailgun-track", value: yesNo, means: "track.*", parse: trackBoth, late: true},
 		{header: "x-mailgun-track-opens", value: yesNo, means: "track.opens", parse: trackOpens},
 		{header: "x-mailgun-track-clicks", value: "yes, no or htmlonly", means: "track.clicks", parse: trackClicks},

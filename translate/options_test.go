@@ -507,7 +507,8 @@ func TestDialectsDoc(t *testing.T) {
 	var b bytes.Buffer
 	b.WriteString(`# Option headers
 
-Generated from the tables the bridge works with; ` + "`go test ./translate -update`" + ` rewrites it. Applications written for one vendor's SMTP
+Generated from the tables the bridge works with; ` + "`go test ./translate -update`" + ` rewrites it. What becomes of each header at each
+ESP is in [dialect-matrix.md](dialect-matrix.md). Applications written for one vendor's SMTP
 service drive it by these header fields. The bridge understands all of them, whatever the vendor of the account is, and none of
 them leaves it. What an account cannot express is a loss, in the ` + "`sent`" + ` event and in ` + "`smtpbridge explain`" + `, with these exceptions:
 

@@ -49,7 +49,7 @@ var table = []row{
 	{pkg: "webhookd", imports: []string{"providers", "envelope", "event", "store", "internal/safehttp", "internal/secret"}, tests: []string{"mime", "translate", "providers/..."}},
 	{pkg: "sink", imports: []string{"envelope", "event", "store", "dsn", "internal/safehttp", "internal/secret"}, tests: []string{"mime"}},
 
-	{pkg: "providers/all", imports: []string{"providers", "providers/*"}, tests: []string{"envelope", "mime", "translate", "internal/secret"}},
+	{pkg: "providers/all", imports: []string{"providers", "providers/*"}, tests: []string{"envelope", "mime", "translate", "internal/secret", "providers/providertest", "providers/*/twin"}},
 	{pkg: "providers/providertest", imports: []string{"envelope", "event", "mime", "translate", "providers", "internal/secret", "internal/safehttp"}},
 	// A twin stands on the other side of the wire and knows nothing of the bridge.
 	{pkg: "providers/*/twin", tests: []string{"..."}},
