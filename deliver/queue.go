@@ -29,6 +29,8 @@ type Queue interface {
 	Retry(ctx context.Context, id string) error
 	Stats(ctx context.Context) (store.Stats, error)
 	Ping(ctx context.Context) error
+	Unresolved(ctx context.Context, account string, since time.Time, n int) ([]store.BulkCall, error)
+	Resolve(ctx context.Context, c store.Call, ids map[int]string, evs ...event.Event) error
 }
 
 var _ Queue = (*store.Store)(nil)

@@ -202,6 +202,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.mu.Unlock()
 	loops.Go(func() { r.replanLoop(ctx) })
 	loops.Go(func() { r.tend(ctx) })
+	loops.Go(func() { r.resolveLoop(ctx) })
 
 	<-ctx.Done()
 	r.stopping.Store(true)

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"time"
 
+	"smtpbridge/envelope"
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
 	"smtpbridge/translate"
@@ -122,6 +123,17 @@ const (
 type Finder interface {
 	Find(ctx context.Context, m *translate.Mail, since time.Time) (*Outcome, Found, error)
 }
+
+// BulkResolver is optional, for bulk interfaces: they take a call under an id of the batch, Outcome.MessageID "bulk:ID", and
+// tell later what became of each mail in it. rcpts are those of the call, in its order. The outcome is nil as long as
+// the ESP is not done; afterwards a recipient is Accepted with an id of his own, Rejected, or Deferred when
+// nothing is known of him.
+type BulkResolver interface {
+	ResolveBulk(ctx context.Context, id string, rcpts []envelope.Rcpt) (*Outcome, error)
+}
+
+// BulkID marks the id of a batch.
+const BulkID = "bulk:"
 
 // Verdict is the ESP's word on one recipient at submission. The zero value keeps the mail.
 type Verdict uint8

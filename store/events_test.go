@@ -132,6 +132,59 @@ func testPerRecipientIDs(t *testing.T, e engine) {
 	}
 	f.record(1, event.Event{ID: "4", Kind: event.Complained, ProviderMessageID: "own"})
 	f.wantRcpt(id, 1, RcptSent, event.Complained)
+	testBulk(t, f, id)
+}
+
+// testBulk resolves the batch of mail one, of whose second recipient an event has told already.
+func testBulk(t *testing.T, f *fixture, one string) {
+	f.clock.add(time.Second)
+	two := f.deliver("bulk:78", "a@example.org", "b@example.org", "c@example.org")
+	f.deliver("plain", "n@example.org")
+	since := f.clock.now().Add(-time.Hour)
+	open := func() string {
+		t.Helper()
+		calls, err := f.Unresolved(t.Context(), "a", since, 10)
+		f.must(err)
+		var out []string
+		for _, c := range calls {
+			out = append(out, fmt.Sprintf("%s/%d/%s", c.Call.ProviderMessageID, len(c.Rcpts), c.Rcpts[0].Addr))
+		}
+		return strings.Join(out, " ")
+	}
+	if got := open(); got != "bulk:77/2/z@example.org bulk:78/3/a@example.org" {
+		t.Fatalf("got %s", got)
+	}
+	if calls, err := f.Unresolved(t.Context(), "b", since, 10); err != nil || len(calls) != 0 {
+		t.Fatalf("another account's: %+v, %v", calls, err)
+	}
+	if calls, err := f.Unresolved(t.Context(), "a", f.clock.now().Add(time.Hour), 10); err != nil || len(calls) != 0 {
+		t.Fatalf("too old ones: %+v, %v", calls, err)
+	}
+	calls, err := f.Unresolved(t.Context(), "a", since, 10)
+	f.must(err)
+	f.must(f.Resolve(t.Context(), calls[0].Call, map[int]string{0: "id-z", 1: "not this one"}))
+	if r := f.detail(one).Rcpts; r[0].ProviderMessageID != "id-z" || r[1].ProviderMessageID != "own" {
+		t.Fatalf("got %+v", r)
+	}
+	refused := event.Event{ID: "bulk-c", Kind: event.Rejected, Account: "a", ProviderMessageID: "bulk:78", Ref: calls[1].Call.Ref, Recipient: "c@example.org", Action: event.ActionFailed, Status: "5.6.0", Diagnostic: "no"}
+	for range 2 { // again after a restart: the same event
+		f.must(f.Resolve(t.Context(), calls[1].Call, map[int]string{0: "id-a", 1: "id-b"}, refused))
+	}
+	f.wantRcpt(two, 0, RcptSent, event.Sent)
+	f.wantRcpt(two, 2, RcptSent, event.Rejected)
+	d := f.detail(two)
+	if n := len(d.Events); d.Rcpts[0].ProviderMessageID != "id-a" || d.Events[n-1].ID != "bulk-c" || d.Events[n-2].ID == "bulk-c" || d.Events[n-1].QueueID != two {
+		t.Fatalf("got %+v %+v", d.Rcpts, d.Events)
+	}
+	if got := open(); got != "" {
+		t.Fatalf("still open: %s", got)
+	}
+	if err := f.Resolve(t.Context(), calls[0].Call, map[int]string{2: "x"}); err == nil {
+		t.Fatal("an id for nobody was taken")
+	}
+	// The own ids find their mail.
+	f.record(1, event.Event{ID: "5", Kind: event.Delivered, ProviderMessageID: "id-b"})
+	f.wantRcpt(two, 1, RcptSent, event.Delivered)
 }
 
 func testWithheld(t *testing.T, e engine) {

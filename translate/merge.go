@@ -47,6 +47,9 @@ func (p *planner) merge(w *wish) error {
 			}
 		}
 	}
+	if w.Template.ID != "" && o.Template.Block == "" {
+		p.lose(Info, "text", "", "the template "+cut(w.Template.ID, 80))
+	}
 	m := w.Merge
 	local := m
 	local.Global, local.Rcpt = nil, nil
@@ -63,6 +66,11 @@ func (p *planner) merge(w *wish) error {
 		return &RefusalError{Status: "5.6.3", Text: "the mail has merge data, which this account cannot fill in; send the finished text, or route this mail to an account that can"}
 	}
 	o.Merge = Merge{Global: m.Global, Rcpt: m.Rcpt, Dialect: m.Dialect, InBody: m.InBody}
+	if p.mergeVisible() && len(p.Rcpts) > 1 {
+		// The operator's wish (and with it the whole visible To list) goes before that of the mail.
+		p.lose(Major, "copies of their own", plural(len(p.Rcpts), "recipient"), "the recipients in to and cc see each other")
+		o.ExposeRcpts = Default
+	}
 	if carry && !foreign && w.Template.ID == "" {
 		o.Template.Language = w.Template.Language
 		if o.Template.Language != "" && !slices.Contains(c.TemplateParts, "language") {
@@ -166,7 +174,12 @@ func (p *planner) bodySize() (n int64) {
 // apart says that every recipient gets a copy of his own.
 func (p *planner) apart() bool {
 	o := &p.base.Options
-	return o.ExposeRcpts == Off || len(o.Merge.Rcpt) > 0 || p.subst != nil && len(p.subst.RcptSubst) > 0
+	return p.subst != nil && len(p.subst.RcptSubst) > 0 || !p.mergeVisible() && (o.ExposeRcpts == Off || len(o.Merge.Rcpt) > 0)
+}
+
+// mergeVisible says that the account shows recipients with merge data of their own to each other.
+func (p *planner) mergeVisible() bool {
+	return p.Caps.MergeVisible && !p.useRaw && len(p.base.Options.Merge.Rcpt) > 0
 }
 
 // personal gives the call the merge data of its recipients.
@@ -177,7 +190,7 @@ func (p *planner) personal(m *Mail) error {
 	}
 	if data := o.Merge.Rcpt; len(data) > 0 {
 		o.Merge.Rcpt = nil
-		if p.batch() {
+		if p.batch() || p.mergeVisible() && !p.apart() {
 			o.Merge.Rcpt = map[string]map[string]any{}
 			for _, r := range m.Rcpts {
 				k := envelope.Fold(r.Addr)

@@ -118,10 +118,7 @@ func (p *planner) splitOwn() []call {
 // splitBatch is splitOwn where one call does it for many: all of them stand in to, and the provider
 // says that each gets a copy of his own.
 func (p *planner) splitBatch() []call {
-	size := p.Caps.MaxRcpts
-	if n := p.Caps.MaxTo; n > 0 && (size <= 0 || n < size) {
-		size = n
-	}
+	size := p.batchSize()
 	var calls []call
 	for all := p.people.all(); len(all) > 0; {
 		n := len(all)
@@ -137,6 +134,37 @@ func (p *planner) splitBatch() []call {
 		all = all[n:]
 	}
 	return calls
+}
+
+// batchSize is how many copies fit one call, 0 for any number.
+func (p *planner) batchSize() int {
+	c := &p.Caps
+	size := c.BatchMax
+	if size <= 0 {
+		size = c.MaxRcpts
+		if n := c.MaxTo; n > 0 && (size <= 0 || n < size) {
+			size = n
+		}
+	}
+	if c.BatchBytes > 0 {
+		// Each copy has the whole mail. A text may double when it is written as JSON, a file grows in base64.
+		one := int64(4096) + 2*p.bodySize()
+		for i := range p.base.Attach {
+			one += (p.base.Attach[i].Size+2)/3*4 + 512
+		}
+		for _, h := range p.base.Headers {
+			one += int64(2*len(h.Value)) + 64
+		}
+		largest := 0
+		for _, data := range p.base.Options.Merge.Rcpt {
+			largest = max(largest, len(scalarText(data)))
+		}
+		one += int64(largest + len(scalarText(p.base.Options.Merge.Global)))
+		if n := int(max(1, c.BatchBytes/one)); size <= 0 || n < size {
+			size = n
+		}
+	}
+	return size
 }
 
 // splitApart is for calls whose recipients are given apart from what is shown: every copy shows the

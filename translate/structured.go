@@ -105,7 +105,9 @@ func (p *planner) structured(w *wish) error {
 
 func (p *planner) subject() {
 	b := &p.base
-	if p.Caps.NeedSubject && strings.TrimSpace(b.Subject) == "" {
+	if blank := strings.TrimSpace(b.Subject) == ""; blank && b.Options.Template.ID != "" {
+		b.Subject = "" // the template has one
+	} else if blank && p.Caps.NeedSubject {
 		b.Subject = "(no subject)"
 		p.lose(Minor, "subject", "", b.Subject)
 	}

@@ -90,6 +90,9 @@ type Capabilities struct {
 	TemplateParts  []string      // of version, block, language: what can be said of a template beside its id
 	Merge          bool          // merge data (Options.Merge.Global), in the structured form, or in both with RawFeatures
 	Batch          bool          // one call can give each recipient a copy of his own (Options.ExposeRcpts off), with merge data of his own
+	BatchMax       int           // with Batch: copies in one call; 0 = MaxTo or MaxRcpts
+	BatchBytes     int64         // with Batch, where each copy repeats the mail: bytes of one call; 0 = unknown
+	MergeVisible   bool          // merge data of each recipient fits a call whose recipients see each other, and goes that way
 	AMP            bool
 	Calendar       bool          // text/calendar alternative survives as such
 	UTF8Local      bool          // 8-bit local parts (RFC 6531)

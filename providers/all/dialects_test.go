@@ -175,7 +175,7 @@ func verdict(with, without sent) string {
 	if with.held {
 		words = append(words, "held")
 	}
-	if slices.ContainsFunc(with.losses, func(l translate.Loss) bool { return !slices.Contains(without.losses, l) }) {
+	if slices.ContainsFunc(with.losses, func(l translate.Loss) bool { return l.Severity > translate.Info && !slices.Contains(without.losses, l) }) {
 		words = append(words, "loss")
 	}
 	return strings.Join(words, ", ")

@@ -34,7 +34,7 @@ const keyEnv = "SMTPBRIDGE_MATRIX_KEY"
 var variants = map[string][]struct{ title, options string }{
 	"maileroo":   {{"maileroo (account_key_env set)", "account_key_env = \"" + keyEnv + "\""}},
 	"mandrill":   {{"mandrill (form = json)", "form = \"json\""}},
-	"mailersend": {{"mailersend (plan = professional)", "plan = \"professional\""}},
+	"mailersend": {{"mailersend (plan = professional, use-bulk-email)", "plan = \"professional\"\nbatch_send_mode = \"use-bulk-email\""}},
 }
 
 func columns(t *testing.T) []column {
@@ -168,7 +168,17 @@ var tables = []struct {
 			return yes(c.caps.Metadata)
 		}},
 		{"the ESP's templates", func(c column) string { return yes(c.caps.Template) }},
-		{"merge data per recipient", func(c column) string { return yes(c.caps.Merge) }},
+		{"merge data per recipient", func(c column) string {
+			switch {
+			case !c.caps.Merge:
+				return "-"
+			case c.caps.Batch:
+				return "one call"
+			case c.caps.MergeVisible:
+				return "one call, To list visible"
+			}
+			return "a call each"
+		}},
 		{"scheduled sending", func(c column) string { return duration(c.caps.SendAt) }},
 		{"our envelope sender", func(c column) string { return yes(c.caps.EnvelopeFrom) }},
 		{"null sender", func(c column) string { return yes(c.caps.NullSender) }},

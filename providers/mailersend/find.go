@@ -56,7 +56,11 @@ func (p *provider) Find(ctx context.Context, m *translate.Mail, since time.Time)
 	for _, row := range *l.Data {
 		for _, tag := range row.Tags {
 			if tag == refPrefix+m.Ref {
-				return providers.AllAccepted(m, event.Clean(p.client.Redact(string(row.MessageID)), 128)), providers.Present, nil
+				id := event.Clean(p.client.Redact(string(row.MessageID)), 128)
+				if p.bulk(m) {
+					id = "" // the row is of one mail of the batch; events bring the ids of all
+				}
+				return providers.AllAccepted(m, id), providers.Present, nil
 			}
 		}
 	}
@@ -102,7 +106,7 @@ func (p *provider) domainID(ctx context.Context, from string) (string, error) {
 // get makes a look-up. A refusal that will not change by itself (no scope, nothing of that kind in the plan) gives neither an answer nor
 // an error; a look-up never says that the account is at fault, as its limits and scopes are not those of sending.
 func (p *provider) get(ctx context.Context, op, path string, query url.Values) (*httpapi.Response, error) {
-	resp, err := p.client.Do(ctx, httpapi.Request{Op: op, Method: http.MethodGet, URL: p.url(path) + "?" + query.Encode(), Header: p.header()})
+	resp, err := p.client.Do(ctx, httpapi.Request{Op: op, Method: http.MethodGet, URL: strings.TrimSuffix(p.url(path)+"?"+query.Encode(), "?"), Header: p.header()})
 	if err != nil {
 		return nil, asTransient(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -49,10 +50,30 @@ type wire struct {
 
 func (p *provider) build(m *translate.Mail) (*wire, httpapi.Request, error) {
 	j := httpapi.NewJSON()
+	w := p.message(m, j)
+	var content any = w.message
+	path := "email"
+	if p.bulk(m) {
+		content, path = w.each(), "bulk-email"
+	}
+	body, err := j.Body(content)
+	if err != nil {
+		return nil, httpapi.Request{}, err
+	}
+	return w, httpapi.Request{Op: "send", Method: http.MethodPost, URL: p.url(path), Header: p.header(), Body: body}, nil
+}
+
+// bulk reports whether the call is one of the bulk interface. For one recipient the other one says more, at once.
+func (p *provider) bulk(m *translate.Mail) bool {
+	return p.set.BatchSendMode == batchBulk && m.Options.ExposeRcpts == translate.Off && folded(m.Rcpts) > 1
+}
+
+func (p *provider) message(m *translate.Mail, j *httpapi.JSON) *wire {
 	w := &wire{message: message{
 		From: box(m.From), To: boxes(m.To), Cc: boxes(m.Cc), Bcc: boxes(m.Bcc),
 		Subject: m.Subject, Tags: slices.Clone(m.Options.Tags),
 		ListUnsubscribe: strings.Trim(m.ListUnsubscribe, "<>"),
+		TemplateID:      m.Options.Template.ID,
 	}}
 	switch {
 	case len(w.To) > 0:
@@ -64,15 +85,13 @@ func (p *provider) build(m *translate.Mail) (*wire, httpapi.Request, error) {
 		// QUIRK: with an empty to, the addresses of rcpt_to receive as Bcc (README of the vendor's Node SDK 3.4.0).
 		w.RcptTo, w.Bcc = w.Bcc, nil
 	}
+	w.personalize(m)
 	if len(m.ReplyTo) > 0 {
 		b := box(m.ReplyTo[0])
 		w.ReplyTo = &b
 	}
-	if m.Msg.Text != nil {
-		w.Text = j.Text(m.Msg.Text.Open)
-	}
-	if m.Msg.HTML != nil {
-		w.HTML = j.Text(m.Msg.HTML.Open)
+	if w.TemplateID == "" {
+		w.bodies(m.Msg, j)
 	}
 	for _, a := range m.Attach {
 		out := attachment{Filename: a.Name, Disposition: "attachment", Content: j.Base64(a.Size, a.Open)}
@@ -93,11 +112,45 @@ func (p *provider) build(m *translate.Mail) (*wire, httpapi.Request, error) {
 	if s != (tracking{}) {
 		w.Settings = &s
 	}
-	body, err := j.Body(w.message)
-	if err != nil {
-		return nil, httpapi.Request{}, err
+	return w
+}
+
+func (w *wire) bodies(m *mime.Message, j *httpapi.JSON) {
+	if m.Text != nil {
+		w.Text = j.Text(m.Text.Open)
 	}
-	return w, httpapi.Request{Op: "send", Method: http.MethodPost, URL: p.url("email"), Header: p.header(), Body: body}, nil
+	if m.HTML != nil {
+		w.HTML = j.Text(m.HTML.Open)
+	}
+}
+
+// personalize gives each recipient the common data with his own, by address: there is no place for common data.
+func (w *wire) personalize(m *translate.Mail) {
+	data := &m.Options.Merge
+	if len(data.Global)+len(data.Rcpt) == 0 {
+		return
+	}
+	for _, b := range slices.Concat(w.To, w.Cc, w.Bcc, w.RcptTo) {
+		all := maps.Clone(data.Global)
+		if all == nil {
+			all = map[string]any{}
+		}
+		maps.Copy(all, data.Rcpt[envelope.Fold(b.Email)])
+		w.Personalization = append(w.Personalization, personal{b.Email, all})
+	}
+}
+
+// each makes one mail for each recipient, who sees himself alone.
+func (w *wire) each() []message {
+	out := make([]message, len(w.To))
+	for i, b := range w.To {
+		out[i] = w.message
+		out[i].To, out[i].Personalization = []mailbox{b}, nil
+		if len(w.Personalization) > 0 {
+			out[i].Personalization = w.Personalization[i : i+1]
+		}
+	}
+	return out
 }
 
 // url accepts a base_url with or without the API's version.
@@ -194,7 +247,11 @@ func (p *provider) do(ctx context.Context, m *translate.Mail, w *wire, r httpapi
 	if !resp.OK() {
 		return p.classify(m, w, resp)
 	}
-	o, err := p.parse(m, resp)
+	parse := p.parse
+	if p.bulk(m) {
+		parse = p.parseBulk
+	}
+	o, err := parse(m, resp)
 	if o != nil {
 		o.Lost = w.lost
 	}
@@ -268,14 +325,19 @@ func (p *provider) parse(m *translate.Mail, resp *httpapi.Response) (*providers.
 	if strings.EqualFold(resp.Header.Get("X-Send-Paused"), "true") {
 		warn = append(warn, "sending is paused for this domain at MailerSend, which has taken the mail nevertheless")
 	}
-	if pause, used := p.pause(resp.Header); pause > 0 {
+	p.quota(o, resp.Header, warn)
+	return o, nil
+}
+
+// quota notes what the answer's headers say of the calls that are left, with the warnings so far.
+func (p *provider) quota(o *providers.Outcome, h http.Header, warn []string) {
+	if pause, used := p.pause(h); pause > 0 {
 		o.Throttle = pause
 		if used {
 			warn = append(warn, "the daily API quota is used up")
 		}
 	}
 	o.Warning = p.client.Clean(strings.Join(warn, "; "))
-	return o, nil
 }
 
 // reasonsOf finds a recipient in a warning. Addresses may come back in another case.

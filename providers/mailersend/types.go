@@ -3,6 +3,7 @@ package mailersend
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 
 	"smtpbridge/providers/internal/httpapi"
 )
@@ -16,7 +17,7 @@ type message struct {
 	Bcc             []mailbox     `json:"bcc,omitempty"`
 	RcptTo          []mailbox     `json:"rcpt_to,omitempty"`
 	ReplyTo         *mailbox      `json:"reply_to,omitempty"`
-	Subject         string        `json:"subject"`
+	Subject         string        `json:"subject,omitempty"`
 	Text            httpapi.Value `json:"text,omitzero"`
 	HTML            httpapi.Value `json:"html,omitzero"`
 	Attachments     []attachment  `json:"attachments,omitempty"`
@@ -28,6 +29,14 @@ type message struct {
 	ListUnsubscribe string        `json:"list_unsubscribe,omitempty"`
 	Headers         []header      `json:"headers,omitempty"`
 	Settings        *tracking     `json:"settings,omitempty"`
+	TemplateID      string        `json:"template_id,omitempty"`
+	Personalization []personal    `json:"personalization,omitempty"`
+}
+
+// personal is the data of one recipient's {{variables}}.
+type personal struct {
+	Email string         `json:"email"`
+	Data  map[string]any `json:"data"`
 }
 
 type mailbox struct {
@@ -74,6 +83,39 @@ type suppressed struct {
 type refusal struct {
 	Message text            `json:"message"`
 	Errors  json.RawMessage `json:"errors"`
+}
+
+// bulkTaken answers POST /v1/bulk-email.
+type bulkTaken struct {
+	ID scalar `json:"bulk_email_id"`
+}
+
+// bulkStatus is GET /v1/bulk-email/{id}. validation_errors is keyed "message.INDEX", suppressed_recipients by message id.
+type bulkStatus struct {
+	Data *struct {
+		State            text            `json:"state"`
+		ValidationErrors json.RawMessage `json:"validation_errors"`
+		Suppressed       json.RawMessage `json:"suppressed_recipients"`
+		MessagesID       idList          `json:"messages_id"`
+	} `json:"data"`
+}
+
+// idList is a list of ids. QUIRK: the documentation shows it as a text that looks like a list, the vendor's Go SDK has a list.
+type idList []string
+
+func (l *idList) UnmarshalJSON(b []byte) error {
+	var many labels
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		b = []byte(one)
+		if json.Unmarshal(b, &many) != nil || many == nil {
+			many = strings.FieldsFunc(one, func(r rune) bool { return strings.ContainsRune("[]\"', \t\n", r) })
+		}
+	} else if json.Unmarshal(b, &many) != nil {
+		return nil
+	}
+	*l = idList(many)
+	return nil
 }
 
 // quota is GET /v1/api-quota.

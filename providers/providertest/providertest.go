@@ -802,3 +802,8 @@ func (s Suite) twin(t *testing.T) {
 		t.Errorf("wrong key: got %v, want Operator", e)
 	}
 }
+
+// Canned is a transport that answers every request so.
+func Canned(status int, body string) http.RoundTripper {
+	return &recorder{reply: func(*Call) Answer { return Answer{Status: status, Body: body} }}
+}

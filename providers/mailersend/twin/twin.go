@@ -43,6 +43,7 @@ type Options struct {
 	Suppressed map[string]string // address to reason: hard_bounced, spam_complaint, unsubscribed, blocklisted, on_hold
 	PerMinute  int               // requests to /email, 0 = 120
 	PerDay     int               // requests of all, 0 = 500,000
+	BulkPolls  int               // how often the status of a batch is "processing" before it is "completed"
 	Secret     string            // signs webhooks
 	Now        func() time.Time
 	Client     *http.Client // posts webhooks
@@ -74,6 +75,9 @@ type Mail struct {
 	Settings        map[string]bool
 	Attachments     []Attachment
 	Suppressed      []string // recipients that were left out
+	Template        string
+	Data            map[string]map[string]any // personalization, by address
+	Bulk            string                    // id of the batch it came in, "" = a call of its own
 }
 
 // Rcpts are all who receive the mail.
@@ -117,6 +121,7 @@ type Twin struct {
 	minute     int64
 	burst      int // requests to /email in the minute
 	faults     []Fault
+	bulks      map[string]*bulk
 }
 
 // New makes an API.
@@ -143,7 +148,7 @@ func New(o Options) *Twin {
 		low[strings.ToLower(a)] = reason
 	}
 	o.Suppressed = low
-	return &Twin{o: o}
+	return &Twin{o: o, bulks: map[string]*bulk{}}
 }
 
 // Handler serves the API.
@@ -188,7 +193,7 @@ const (
 	maxAhead      = 72 * time.Hour
 )
 
-// ServeHTTP serves POST /v1/email and /v1/webhooks, and GET /v1/emails, /v1/domains and /v1/api-quota.
+// ServeHTTP serves POST /v1/email, /v1/bulk-email and /v1/webhooks, and GET /v1/bulk-email/ID, /v1/emails, /v1/domains and /v1/api-quota.
 func (t *Twin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f := t.fault()
 	if f.Delay > 0 {
@@ -226,6 +231,8 @@ func (t *Twin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch route {
 	case "POST /v1/email":
 		t.email(w, body, f.Lose)
+	case "POST /v1/bulk-email":
+		t.bulkEmail(w, body, f.Lose)
 	case "GET /v1/api-quota":
 		t.mu.Lock()
 		left := max(t.o.PerDay-t.calls, 0)
@@ -265,8 +272,12 @@ func (t *Twin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			return
 		}
+		if id, ok := strings.CutPrefix(route, "GET /v1/bulk-email/"); ok {
+			t.bulkStatus(w, id)
+			return
+		}
 		switch strings.TrimSuffix(r.URL.Path, "/") {
-		case "/v1/email", "/v1/api-quota", "/v1/domains", "/v1/emails", "/v1/webhooks":
+		case "/v1/email", "/v1/bulk-email", "/v1/api-quota", "/v1/domains", "/v1/emails", "/v1/webhooks":
 			refuse(w, http.StatusMethodNotAllowed, "The "+r.Method+" method is not supported for this route.")
 		default:
 			refuse(w, http.StatusNotFound, "The route could not be found.")
@@ -424,13 +435,7 @@ func (t *Twin) email(w http.ResponseWriter, body []byte, lose bool) {
 		return
 	}
 	t.mu.Lock()
-	t.nextID++
-	t.total++
-	m.ID, m.At = fmt.Sprintf("%024x", t.nextID), t.o.Now()
-	t.mails = append(t.mails, m)
-	if n := len(t.mails) - t.o.Keep; n > 0 {
-		t.mails = slices.Delete(t.mails, 0, n)
-	}
+	t.keep(&m)
 	t.mu.Unlock()
 	if lose {
 		hangUp(w)
@@ -448,6 +453,17 @@ func (t *Twin) email(w http.ResponseWriter, body []byte, lose bool) {
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 	w.WriteHeader(http.StatusAccepted)
+}
+
+// keep takes a mail in; the lock is held.
+func (t *Twin) keep(m *Mail) {
+	t.nextID++
+	t.total++
+	m.ID, m.At = fmt.Sprintf("%024x", t.nextID), t.o.Now()
+	t.mails = append(t.mails, *m)
+	if n := len(t.mails) - t.o.Keep; n > 0 {
+		t.mails = slices.Delete(t.mails, 0, n)
+	}
 }
 
 func (t *Twin) suppress(m *Mail) []any {
@@ -543,6 +559,13 @@ func (t *Twin) check(q *request) (m Mail, errs map[string][]string) {
 		}
 	}
 	m.Attachments = checkAttachments(q, add)
+	m.Template, m.Data = q.TemplateID, map[string]map[string]any{}
+	for i, v := range q.Personalization {
+		if _, twice := m.Data[v.Email]; twice || v.Data == nil {
+			add(fmt.Sprintf("personalization.%d", i), "The personalization needs one data object for each email.")
+		}
+		m.Data[v.Email] = v.Data
+	}
 	if q.From != nil {
 		m.From = *q.From
 	}
