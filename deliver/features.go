@@ -31,5 +31,9 @@ func without(c translate.Capabilities, lost []string) translate.Capabilities {
 	for _, f := range lost {
 		features[f](&c)
 	}
+	if c.Fields != nil {
+		fields := without(*c.Fields, lost)
+		c.Fields = &fields
+	}
 	return c
 }

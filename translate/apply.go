@@ -89,6 +89,9 @@ func (p *planner) chooseForm(w *wish) {
 	default:
 		p.useRaw = c.RawFeatures || !p.asksStructured(w)
 	}
+	if !p.useRaw && c.Raw != RawNone && c.Fields != nil {
+		p.Caps = *c.Fields
+	}
 }
 
 // features reports whether the form chosen carries tags, metadata, schedule and tracking at all.

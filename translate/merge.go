@@ -5,6 +5,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"smtpbridge/envelope"
@@ -36,6 +37,9 @@ func (p *planner) merge(w *wish) error {
 		if !c.Template || !p.rawMerges() {
 			return &RefusalError{Status: "5.6.3", Text: fmt.Sprintf("the mail names the stored template %q, which this account cannot use; send the finished text, or route this mail to an account that has the template", cut(w.Template.ID, 80))}
 		}
+		if n, err := strconv.ParseUint(w.Template.ID, 10, 63); c.TemplateNumber && (err != nil || n == 0) {
+			return &RefusalError{Status: "5.6.3", Text: fmt.Sprintf("the mail names the stored template %q, and the templates of this account are known by number; give its number, or route this mail to an account that has the template", cut(w.Template.ID, 80))}
+		}
 		o.Template = w.Template
 		for _, part := range []struct {
 			name  string
@@ -66,6 +70,9 @@ func (p *planner) merge(w *wish) error {
 		return &RefusalError{Status: "5.6.3", Text: "the mail has merge data, which this account cannot fill in; send the finished text, or route this mail to an account that can"}
 	}
 	o.Merge = Merge{Global: m.Global, Rcpt: m.Rcpt, Dialect: m.Dialect, InBody: m.InBody}
+	if c.BatchHold && len(m.Global)+len(m.Rcpt) > 0 {
+		p.base.schedule = 0
+	}
 	if p.mergeVisible() && len(p.Rcpts) > 1 {
 		// The operator's wish (and with it the whole visible To list) goes before that of the mail.
 		p.lose(Major, "copies of their own", plural(len(p.Rcpts), "recipient"), "the recipients in to and cc see each other")
@@ -267,5 +274,7 @@ func (p *planner) rawMerges() bool { return !p.useRaw || p.Caps.RawFeatures && !
 // batch reports whether one call gives each of its recipients a copy of his own. With literals to be replaced
 // it cannot: they make another mail of it.
 func (p *planner) batch() bool {
-	return p.Caps.Batch && !p.useRaw && (p.subst == nil || len(p.subst.RcptSubst) == 0)
+	m := &p.base.Options.Merge
+	return p.Caps.Batch && !p.useRaw && (p.subst == nil || len(p.subst.RcptSubst) == 0) &&
+		(!p.Caps.BatchMerge || len(m.Global)+len(m.Rcpt) > 0)
 }

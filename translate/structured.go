@@ -105,7 +105,7 @@ func (p *planner) structured(w *wish) error {
 
 func (p *planner) subject() {
 	b := &p.base
-	if blank := strings.TrimSpace(b.Subject) == ""; blank && b.Options.Template.ID != "" {
+	if blank := strings.TrimSpace(b.Subject) == ""; blank && b.Options.Template.ID != "" && p.Caps.TemplateOwn {
 		b.Subject = "" // the template has one
 	} else if blank && p.Caps.NeedSubject {
 		b.Subject = "(no subject)"

@@ -92,6 +92,10 @@ type Capabilities struct {
 	Batch          bool          // one call can give each recipient a copy of his own (Options.ExposeRcpts off), with merge data of his own
 	BatchMax       int           // with Batch: copies in one call; 0 = MaxTo or MaxRcpts
 	BatchBytes     int64         // with Batch, where each copy repeats the mail: bytes of one call; 0 = unknown
+	BatchMerge     bool          // with Batch: only for mail with merge data, as the form of such calls reads the text as a template
+	BatchHold      bool          // calls with merge data cannot be scheduled: such mail waits here
+	TemplateNumber bool          // templates are known by number
+	TemplateOwn    bool          // a template has a subject of its own
 	MergeVisible   bool          // merge data of each recipient fits a call whose recipients see each other, and goes that way
 	AMP            bool
 	Calendar       bool          // text/calendar alternative survives as such
@@ -134,7 +138,10 @@ type Capabilities struct {
 	TrackingDomain   bool
 	RequireTLS       bool
 	Analytics        bool
-	OptionHeaders    []string // lower-case headers of the vendor's own dialect, and "header.member" of JSON ones, that are rendered from Options.Raw
+	// Fields is what the structured form can do, where it serves templates, merge data and replaced placeholders alone and does less
+	// than the raw one; nil: the same.
+	Fields        *Capabilities
+	OptionHeaders []string // lower-case headers of the vendor's own dialect, and "header.member" of JSON ones, that are rendered from Options.Raw
 }
 
 // Severity of a Loss.

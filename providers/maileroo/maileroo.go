@@ -31,6 +31,7 @@ const (
 	maxMapKey   = 128        // of tags and headers, same page
 	maxMapValue = 768        // likewise; characters there, counted in bytes here, so that it holds either way
 	maxRcpts    = 500        // integrators' reading of the documentation; max_recipients changes it
+	maxBulk     = 500        // messages of a bulk call: https://maileroo.com/docs/email-api/send-bulk-emails
 	maxBytes    = 24_000_000 // documented for SMTP, https://maileroo.com/docs/smtp-relay/advanced-message-options; the API's is unknown
 	// maxSchedule leaves a day of the 21 (https://maileroo.com/docs/email-api/appendix) for clocks that differ.
 	maxSchedule = 20 * 24 * time.Hour
@@ -217,5 +218,14 @@ func (p *provider) Capabilities() translate.Capabilities {
 		TrackOpens:     true,
 		TrackClicks:    true,
 		TrackTogether:  true,
+		Template:       true,
+		TemplateNumber: true,
+		// Only the bulk call fills in data for several recipients, and placeholders in the text at all. It takes no scheduled_at:
+		// https://maileroo.com/docs/email-api/send-bulk-emails
+		Merge:      true,
+		Batch:      true,
+		BatchMax:   maxBulk,
+		BatchMerge: true,
+		BatchHold:  true,
 	}
 }

@@ -58,11 +58,20 @@ func (p *provider) Prepare(m *translate.Mail) (*http.Request, error) {
 // build makes the request. The losses are those that the plan could not know.
 func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, error) {
 	j := httpapi.NewJSON()
-	w := message{
-		From: recipient(m.From), To: recipients(m.To), Cc: recipients(m.Cc), Bcc: recipients(m.Bcc), ReplyTo: recipients(m.ReplyTo),
-		Subject:     m.Subject,
-		Tracking:    tracking(m.Options),
-		ReferenceID: referenceID(m.Ref),
+	w := message{Subject: m.Subject, Tracking: tracking(m.Options), TemplateID: json.Number(m.Options.Template.ID)}
+	path := "emails"
+	switch {
+	case bulk(m):
+		path, w.Messages = "emails/bulk", singles(m)
+	case w.TemplateID != "":
+		path = "emails/template"
+		fallthrough
+	default:
+		from := recipient(m.From)
+		w.single = single{
+			From: &from, To: recipients(m.To), Cc: recipients(m.Cc), Bcc: recipients(m.Bcc), ReplyTo: recipients(m.ReplyTo),
+			ReferenceID: referenceID(m.Ref), TemplateData: data(m, m.To),
+		}
 	}
 	var lost []translate.Loss
 	w.Tags, lost = tags(m)
@@ -85,7 +94,66 @@ func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, 
 			names[f.ContentID] = f.name
 		}
 	}
-	text, html := m.Msg.Text, m.Msg.HTML
+	if w.TemplateID == "" {
+		p.bodies(&w, m.Msg, j, names)
+	}
+	body, err := j.Body(w)
+	if err != nil {
+		return httpapi.Request{}, nil, err
+	}
+	return httpapi.Request{Op: "send", Method: http.MethodPost, URL: p.url(path, nil), Header: p.header(), Body: body}, lost, nil
+}
+
+// bulk reports whether the call is one of the bulk interface: only there are several recipients served with data of their own, and
+// placeholders of the text filled in.
+func bulk(m *translate.Mail) bool {
+	data := &m.Options.Merge
+	return len(data.Global)+len(data.Rcpt) > 0 && (m.Options.Template.ID == "" || len(m.To)+len(m.Cc)+len(m.Bcc) > 1 && m.Options.ExposeRcpts == translate.Off)
+}
+
+// singles are the messages of a bulk call: one for each recipient, or one for all where they are to see each other.
+func singles(m *translate.Mail) []*single {
+	from := recipient(m.From)
+	one := func(i int, to, cc, bcc []mime.Address) *single {
+		return &single{
+			From: &from, To: recipients(to), Cc: recipients(cc), Bcc: recipients(bcc), ReplyTo: recipients(m.ReplyTo),
+			ReferenceID: memberID(m.Ref, i), TemplateData: data(m, to),
+		}
+	}
+	if m.Options.ExposeRcpts != translate.Off {
+		return []*single{one(0, m.To, m.Cc, m.Bcc)}
+	}
+	var out []*single
+	for i := range m.To {
+		out = append(out, one(i, m.To[i:i+1], nil, nil))
+	}
+	return out
+}
+
+// data is that of a mail to these people: the common one, and that of a single recipient.
+func data(m *translate.Mail, to []mime.Address) map[string]any {
+	d := &m.Options.Merge
+	if len(d.Global)+len(d.Rcpt) == 0 {
+		return nil
+	}
+	out := map[string]any{}
+	maps.Copy(out, d.Global)
+	if len(to) == 1 && m.Options.ExposeRcpts == translate.Off {
+		maps.Copy(out, d.Rcpt[envelope.Fold(to[0].Addr)])
+	}
+	return out
+}
+
+// memberID is the reference id of the i-th message of a bulk call.
+func memberID(ref string, i int) string {
+	if ref == "" {
+		return ""
+	}
+	return referenceID(ref + "/" + strconv.Itoa(i))
+}
+
+func (p *provider) bodies(w *message, m *mime.Message, j *httpapi.JSON, names map[string]string) {
+	text, html := m.Text, m.HTML
 	switch {
 	case empty(text):
 		// "" keeps Maileroo from making a text part of its own: https://maileroo.com/docs/email-api/send-basic-email
@@ -100,11 +168,6 @@ func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, 
 		}
 		w.HTML = j.Text(open)
 	}
-	body, err := j.Body(w)
-	if err != nil {
-		return httpapi.Request{}, nil, err
-	}
-	return httpapi.Request{Op: "send", Method: http.MethodPost, URL: p.url("emails", nil), Header: p.header(), Body: body}, lost, nil
 }
 
 func constant(j *httpapi.JSON, s string) httpapi.Value {
@@ -261,16 +324,43 @@ func (p *provider) parse(m *translate.Mail, resp *httpapi.Response) (*providers.
 // taken is the outcome of a call that was accepted, under the id of the answer, else under the one we gave it.
 func (p *provider) taken(m *translate.Mail, data json.RawMessage) *providers.Outcome {
 	var d struct {
-		ReferenceID text `json:"reference_id"`
+		ReferenceID  text   `json:"reference_id"`
+		ReferenceIDs labels `json:"reference_ids"`
 	}
 	if json.Unmarshal(data, &d) != nil {
-		d.ReferenceID = ""
+		d.ReferenceID, d.ReferenceIDs = "", nil
+	}
+	if bulk(m) {
+		return p.bulkTaken(m, d.ReferenceIDs)
 	}
 	id := foldReference(p.client.Redact(string(d.ReferenceID)))
 	if id == "" {
 		id = referenceID(m.Ref)
 	}
 	return providers.AllAccepted(m, id)
+}
+
+// bulkTaken is the outcome of a bulk call: ids are answered in the order of the messages.
+func (p *provider) bulkTaken(m *translate.Mail, ids []string) *providers.Outcome {
+	messages := singles(m)
+	id := func(i int) string {
+		if len(ids) == len(messages) {
+			return foldReference(p.client.Redact(ids[i]))
+		}
+		return messages[i].ReferenceID
+	}
+	if len(messages) == 1 {
+		return providers.AllAccepted(m, id(0))
+	}
+	own := map[string]string{}
+	for i, a := range m.To {
+		own[envelope.Fold(a.Addr)] = id(i)
+	}
+	o := providers.AllAccepted(m, "")
+	for i := range o.Rcpts {
+		o.Rcpts[i].MessageID = own[envelope.Fold(o.Rcpts[i].Addr)]
+	}
+	return o
 }
 
 // rule says what a refusal's text means. Maileroo has no error codes; of the texts only the first is documented, the others are

@@ -7,13 +7,9 @@ import (
 	"smtpbridge/providers/internal/httpapi"
 )
 
-// message is the body of POST /emails: https://maileroo.com/docs/email-api/send-basic-email.
+// message is the body of POST /emails, /emails/template and /emails/bulk: https://maileroo.com/docs/email-api/introduction.
 type message struct {
-	From        address           `json:"from"`
-	To          []address         `json:"to"`
-	Cc          []address         `json:"cc,omitempty"`
-	Bcc         []address         `json:"bcc,omitempty"`
-	ReplyTo     []address         `json:"reply_to,omitempty"`
+	single
 	Subject     string            `json:"subject"`
 	HTML        httpapi.Value     `json:"html,omitzero"`
 	Plain       httpapi.Value     `json:"plain,omitzero"`
@@ -22,7 +18,19 @@ type message struct {
 	Headers     map[string]string `json:"headers,omitempty"`
 	Attachments []attachment      `json:"attachments,omitempty"`
 	ScheduledAt string            `json:"scheduled_at,omitempty"`
-	ReferenceID string            `json:"reference_id,omitempty"`
+	TemplateID  json.Number       `json:"template_id,omitempty"`
+	Messages    []*single         `json:"messages,omitempty"` // of a bulk call, in place of the fields of single
+}
+
+// single is what each message of a bulk call has of its own, and one mail of another call too.
+type single struct {
+	From         *address       `json:"from,omitempty"`
+	To           []address      `json:"to,omitempty"`
+	Cc           []address      `json:"cc,omitempty"`
+	Bcc          []address      `json:"bcc,omitempty"`
+	ReplyTo      []address      `json:"reply_to,omitempty"`
+	ReferenceID  string         `json:"reference_id,omitempty"`
+	TemplateData map[string]any `json:"template_data,omitempty"` // for the placeholders of a template, or of a bulk call's text
 }
 
 type address struct {

@@ -219,6 +219,7 @@ func (p *provider) Capabilities() translate.Capabilities {
 		TrackOpens:     true,
 		TrackClicks:    true,
 		Template:       true,
+		TemplateOwn:    true,
 		Merge:          true,
 	}
 	switch p.set.BatchSendMode {

@@ -196,7 +196,7 @@ func (p *provider) Capabilities() translate.Capabilities {
 		AttachType:    true,
 		// Templates and merge data are what only the structured form does: it is chosen for such a mail in raw form, too.
 		JSON: true, Cc: true, Bcc: true,
-		Template: true, TemplateParts: []string{"block", "language"}, Merge: true, Batch: true,
+		Template: true, TemplateOwn: true, TemplateParts: []string{"block", "language"}, Merge: true, Batch: true,
 		IPPool: true, Subaccount: true, ReturnPathDomain: true, AutoText: true, AutoHTML: true, InlineCSS: true, ViewLink: true,
 		Priority: true, DKIMDomain: true, TrackingDomain: true, Analytics: true, OptionHeaders: []string{stripQS},
 	}

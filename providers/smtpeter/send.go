@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 
 	"smtpbridge/envelope"
@@ -45,10 +46,6 @@ func (p *provider) Prepare(m *translate.Mail) (*http.Request, error) {
 }
 
 func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, error) {
-	raw, err := m.Raw()
-	if err != nil {
-		return httpapi.Request{}, nil, err
-	}
 	j := httpapi.NewJSON()
 	w := message{
 		Recipients:   distinct(m.Rcpts),
@@ -56,18 +53,29 @@ func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, 
 		DSN:          p.dsn(m),
 		TrackClicks:  m.Options.TrackClicks == translate.On,
 		TrackOpens:   m.Options.TrackOpens == translate.On,
-		PreventScam:  p.set.PreventScam,
-		InlineCSS:    p.set.InlineCSS,
+		PreventScam:  said(m.Options.Raw[name][preventScam], p.set.PreventScam),
+		InlineCSS:    m.Options.InlineCSS == translate.On || m.Options.InlineCSS == translate.Default && p.set.InlineCSS,
 		Images:       "default",
-		MIME:         j.Text(raw.Open),
+	}
+	if at := m.Options.ExpiresAt; !at.IsZero() {
+		w.MaxDelivery = at.UTC().Format(time.DateTime)
 	}
 	if p.set.Bounces != bouncesReport {
 		w.Envelope = m.Options.EnvelopeFrom
 	}
-	if p.set.HostImages {
+	if p.set.HostImages || strings.EqualFold(m.Options.Raw[name][images], "hosted") {
 		w.Images = "hosted"
 	}
 	var lost []translate.Loss
+	if m.UseRaw {
+		raw, err := m.Raw()
+		if err != nil {
+			return httpapi.Request{}, nil, err
+		}
+		w.MIME = j.Text(raw.Open)
+	} else {
+		w.content, lost = structured(m, j)
+	}
 	for _, tag := range m.Options.Tags {
 		fit := fitTag(tag)
 		if fit != tag {

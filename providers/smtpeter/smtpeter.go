@@ -152,7 +152,7 @@ func New(o providers.Options) (providers.Provider, error) {
 // Capabilities says what raw MIME by https://www.smtpeter.com/en/documentation/rest-mime can express.
 // Where the documentation says nothing (Message-ID, SMTPUTF8, null sender) the answer is no.
 func (p *provider) Capabilities() translate.Capabilities {
-	return translate.Capabilities{
+	c := translate.Capabilities{
 		Raw:           translate.RawEnvelope,
 		RawString:     true,
 		RawFeatures:   true,
@@ -173,5 +173,28 @@ func (p *provider) Capabilities() translate.Capabilities {
 		Calendar:      true,
 		TrackOpens:    true,
 		TrackClicks:   true,
+		InlineCSS:     true,
+		ExpiresAt:     true,
+		OptionHeaders: []string{preventScam, images},
+		// Templates and merge data go as fields: of a MIME message it is not said that its encoded parts are read as templates.
+		JSON:     true,
+		Template: true,
+		Merge:    true,
 	}
+	f := c
+	f.Raw, f.RawString, f.RawFeatures = translate.RawNone, false, false
+	f.HeaderTo = true // "to" and "cc" are shown, "recipients" receive
+	f.Cc = true
+	f.Headers = translate.HeadersXOnly // https://www.smtpeter.com/en/documentation/rest-send-json
+	f.HeaderOnce = true
+	f.Threading = false
+	f.Inline, f.AMP, f.Calendar = false, false, false
+	c.Fields = &f
+	return c
 }
+
+// Options of a mail that have no neutral concept.
+const (
+	preventScam = "x-smtpeter-preventscam"
+	images      = "x-smtpeter-images"
+)

@@ -248,7 +248,7 @@ func TestTagsAndTracking(t *testing.T) {
 	if !slices.Contains(got.Tags, "fine") || !slices.Contains(got.Tags, refPrefix+m.Ref) || len(out.Lost) == 0 {
 		t.Errorf("tags %q, lost %v", got.Tags, out.Lost)
 	}
-	if !got.TrackClicks || got.TrackOpens || *got.InlineCSS || !*got.PreventScam {
+	if !got.TrackClicks || got.TrackOpens || !*got.InlineCSS || !*got.PreventScam {
 		t.Errorf("got %+v", got)
 	}
 }

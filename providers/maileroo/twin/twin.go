@@ -68,6 +68,8 @@ type Mail struct {
 	Headers     map[string]any
 	Attachments []Attachment
 	TemplateID  int64
+	Data        map[string]any // of placeholders
+	Bulk        bool
 }
 
 // Visible are those whom every receiver can see.
@@ -359,11 +361,12 @@ func (t *Twin) bulk(body []byte) (int, any) {
 	var mails []Mail
 	for _, one := range list {
 		all := q
-		all.From, all.To, all.Cc, all.Bcc, all.ReplyTo, all.ReferenceID = one.From, one.To, one.Cc, one.Bcc, one.ReplyTo, one.ReferenceID
+		all.From, all.To, all.Cc, all.Bcc, all.ReplyTo, all.ReferenceID, all.TemplateData = one.From, one.To, one.Cc, one.Bcc, one.ReplyTo, one.ReferenceID, one.TemplateData
 		m, status, text := t.check(&all, q.TemplateID != nil)
 		if text != "" {
 			return refuse(status, text)
 		}
+		m.Bulk = true
 		mails = append(mails, m)
 	}
 	ids := []string{}
@@ -472,6 +475,7 @@ func (t *Twin) check(q *fields, template bool) (m Mail, status int, text string)
 	if q.TemplateID != nil {
 		m.TemplateID = *q.TemplateID
 	}
+	m.Data = q.TemplateData
 	return m, 0, ""
 }
 

@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"net/http"
 	"net/mail"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -54,6 +56,15 @@ type Mail struct {
 	MIME                      []byte
 	Personalised              bool // "data" was given: the template language would have run
 	MaxDeliverTime            string
+
+	// Of a mail that is no MIME message.
+	From, Subject, Text, HTML string
+	To, Cc, ReplyTo           []string
+	Extra                     map[string]string
+	Unsubscribe               string
+	Template                  any // a number or a name
+	Data                      map[string]any
+	Attachments               []string // name, type and content
 }
 
 // Fault is what happens to one request instead of, or after, being served.
@@ -218,20 +229,41 @@ func refuse(w http.ResponseWriter, status int, text string) {
 
 // request is the documented body of the raw variant. Other fields are refused, so that a test finds them.
 type request struct {
-	Recipient      string          `json:"recipient"`
-	Recipients     []string        `json:"recipients"`
-	Envelope       string          `json:"envelope"`
-	TrackBounces   *bool           `json:"trackbounces"`
-	DSN            *dsn            `json:"dsn"`
-	MIME           string          `json:"mime"`
-	TrackClicks    *bool           `json:"trackclicks"`
-	TrackOpens     *bool           `json:"trackopens"`
-	PreventScam    *bool           `json:"preventscam"`
-	InlineCSS      *bool           `json:"inlinecss"`
-	Images         string          `json:"images"`
-	Tags           []string        `json:"tags"`
-	MaxDeliverTime string          `json:"maxdelivertime"`
-	Data           json.RawMessage `json:"data"`
+	Recipient      string         `json:"recipient"`
+	Recipients     []string       `json:"recipients"`
+	Envelope       string         `json:"envelope"`
+	TrackBounces   *bool          `json:"trackbounces"`
+	DSN            *dsn           `json:"dsn"`
+	MIME           string         `json:"mime"`
+	TrackClicks    *bool          `json:"trackclicks"`
+	TrackOpens     *bool          `json:"trackopens"`
+	PreventScam    *bool          `json:"preventscam"`
+	InlineCSS      *bool          `json:"inlinecss"`
+	Images         string         `json:"images"`
+	Tags           []string       `json:"tags"`
+	MaxDeliverTime string         `json:"maxdelivertime"`
+	Data           map[string]any `json:"data"`
+	// In place of mime: https://www.smtpeter.com/en/documentation/rest-send-json and rest-send-personalize.
+	From        string            `json:"from"`
+	To          []string          `json:"to"`
+	Cc          []string          `json:"cc"`
+	ReplyTo     []string          `json:"replyto"`
+	TemplateTo  []string          `json:"replyTo"`
+	Subject     *string           `json:"subject"`
+	Text        *string           `json:"text"`
+	HTML        *string           `json:"html"`
+	Template    any               `json:"template"`
+	Extra       map[string]string `json:"extra"`
+	Unsubscribe *struct {
+		Email    string `json:"email"`
+		URL      string `json:"url"`
+		OneClick bool   `json:"oneclick"`
+	} `json:"unsubscribe"`
+	Attachments []struct {
+		Data string `json:"data"`
+		Name string `json:"name"`
+		Type string `json:"type"`
+	} `json:"attachments"`
 }
 
 type dsn struct {
@@ -308,7 +340,7 @@ func (t *Twin) check(body []byte) (m Mail, text string) {
 	m = Mail{
 		Recipients: q.Recipients, Envelope: q.Envelope, TrackBounces: or(q.TrackBounces, true), TrackClicks: or(q.TrackClicks, true), TrackOpens: or(q.TrackOpens, true),
 		PreventScam: q.PreventScam, InlineCSS: q.InlineCSS, Images: q.Images, Tags: q.Tags, MIME: []byte(q.MIME), MaxDeliverTime: q.MaxDeliverTime,
-		Personalised: len(q.Data) > 0 && string(q.Data) != "null", Notify: "FAILURE", Ret: "HDRS",
+		Personalised: q.Data != nil, Data: q.Data, Notify: "FAILURE", Ret: "HDRS",
 	}
 	if q.Recipient != "" {
 		m.Recipients = append(m.Recipients, q.Recipient)
@@ -341,7 +373,73 @@ func (t *Twin) check(body []byte) (m Mail, text string) {
 			m.Ret = q.DSN.Ret
 		}
 	}
+	if q.MaxDeliverTime != "" {
+		if _, err := time.Parse(time.DateTime, q.MaxDeliverTime); err != nil {
+			return m, "Invalid maxdelivertime"
+		}
+	}
+	if q.MIME == "" && (q.From != "" || q.Template != nil) {
+		return t.checkFields(m, &q)
+	}
 	return m, t.checkMIME(q.MIME)
+}
+
+var variable = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]*$`)
+
+// checkFields is about a mail that is no MIME message.
+func (t *Twin) checkFields(m Mail, q *request) (Mail, string) {
+	m.From, m.To, m.Cc, m.ReplyTo, m.Extra, m.Template = q.From, q.To, q.Cc, q.ReplyTo, q.Extra, q.Template
+	if q.Template != nil {
+		m.ReplyTo = q.TemplateTo
+	}
+	set := func(into *string, s *string) {
+		if s != nil {
+			*into = *s
+		}
+	}
+	set(&m.Subject, q.Subject)
+	set(&m.Text, q.Text)
+	set(&m.HTML, q.HTML)
+	if u := q.Unsubscribe; u != nil {
+		m.Unsubscribe = fmt.Sprint(u.Email, " ", u.URL, " ", u.OneClick)
+	}
+	for k := range q.Data {
+		if !variable.MatchString(k) || k == "envelope" || k == "recipient" {
+			return m, "Invalid variable " + k
+		}
+	}
+	for k := range q.Extra {
+		if !strings.HasPrefix(strings.ToLower(k), "x-") {
+			return m, "Extra headers must start with x-"
+		}
+	}
+	for _, list := range [][]string{{q.From}, q.To, q.Cc, m.ReplyTo} {
+		for _, a := range list {
+			if _, err := mail.ParseAddress(a); err != nil && (a != "" || q.Template == nil) {
+				return m, "Invalid address " + a
+			}
+		}
+	}
+	for _, a := range q.Attachments {
+		content, err := base64.StdEncoding.DecodeString(a.Data)
+		if err != nil || a.Name == "" {
+			return m, "Invalid attachment"
+		}
+		m.Attachments = append(m.Attachments, a.Name+" "+a.Type+" "+string(content))
+	}
+	switch q.Template.(type) {
+	case nil:
+		if q.Text == nil && q.HTML == nil {
+			return m, "No content"
+		}
+		return m, t.checkDomain(q.From)
+	case string, float64:
+		if q.Text != nil || q.HTML != nil {
+			return m, "A template and a text"
+		}
+		return m, ""
+	}
+	return m, "Invalid template"
 }
 
 func (d *dsn) check() string {
@@ -360,7 +458,7 @@ func (d *dsn) check() string {
 
 func (t *Twin) checkMIME(text string) string {
 	if text == "" {
-		return "No mime" // this twin knows the raw variant only
+		return "No mime, no from and no template"
 	}
 	msg, err := mail.ReadMessage(strings.NewReader(text))
 	if err != nil {
@@ -377,9 +475,13 @@ func (t *Twin) checkMIME(text string) string {
 	if head, _, _ := strings.Cut(text, "\r\n\r\n"); strings.Count(head, "\n") != strings.Count(head, "\r\n") {
 		return "The mime has bare line ends"
 	}
+	return t.checkDomain(msg.Header.Get("From"))
+}
+
+func (t *Twin) checkDomain(text string) string {
 	// Names in charsets that Go does not know are of no interest here.
 	names := &mime.WordDecoder{CharsetReader: func(_ string, r io.Reader) (io.Reader, error) { return r, nil }}
-	from, err := (&mail.AddressParser{WordDecoder: names}).Parse(msg.Header.Get("From"))
+	from, err := (&mail.AddressParser{WordDecoder: names}).Parse(text)
 	if err != nil {
 		return "Invalid from address"
 	}
