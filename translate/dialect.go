@@ -61,10 +61,11 @@ type wish struct {
 	cur         hit
 	trial       bool // a dry run: does the value parse?
 	hasTag      map[string]bool
-	used        map[string]bool // scalars that are settled: the first one wins
-	templateVar map[string]any  // merge data only if there is a template
-	forTemplate map[string]any  // likewise, and nothing else
-	noTemplate  bool            // a template was asked for without permission
+	used        map[string]bool           // scalars that are settled: the first one wins
+	templateVar map[string]any            // merge data only if there is a template
+	forTemplate map[string]any            // likewise, and nothing else
+	extra       map[string]map[string]any // by provider
+	noTemplate  bool                      // a template was asked for without permission
 }
 
 // rawOption is a value without a neutral concept.

@@ -43,6 +43,7 @@ var own = dialect{ownDialect, "", []rule{
 	{header: "x-smtpbridge-priority", value: "low, normal or high", means: "priority", parse: ownPriority},
 	{header: "x-smtpbridge-auto-text", value: "yes or no", means: "autotext", parse: autoText},
 	{header: "x-smtpbridge-inline-css", value: "yes or no", means: "inline_css", parse: inlineCSS},
+	{header: "x-smtpbridge-extra-*", value: "JSON object; the rest of the name is the provider", means: "members of the request to that provider, merged into ours", permit: PermitExtra, repeat: merge, parse: extraJSON},
 	{header: "x-smtpbridge-*", means: "an unknown option"},
 }}
 

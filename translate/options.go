@@ -46,6 +46,7 @@ type Options struct {
 	DKIMDomain, TrackingDomain              string
 	RequireTLS                              Switch
 	Analytics                               map[string]string            // link tagging: "domains", "campaign", "utm_source" ...
+	Extra                                   map[string]any               // members to be merged into the request, see extra.go
 	Raw                                     map[string]map[string]string // by dialect and lower-case header: what has no neutral concept
 }
 
@@ -110,11 +111,12 @@ const (
 	PermitSuppression = "suppression" // suppression lists are not asked
 	PermitTemplate    = "template"    // a stored template in place of the mail
 	PermitNotify      = "notify"      // events are sent to an address of the mail's choice
+	PermitExtra       = "esp-extra"   // members of the request itself
 )
 
 // Permissions lists the classes, for the configuration. "all" stands for all of them.
 func Permissions() []string {
-	return []string{PermitRecipients, PermitSubaccount, PermitSender, PermitSuppression, PermitTemplate, PermitNotify}
+	return []string{PermitRecipients, PermitSubaccount, PermitSender, PermitSuppression, PermitTemplate, PermitNotify, PermitExtra}
 }
 
 // Values of Settings.BadOptions.
@@ -380,6 +382,9 @@ func (p *planner) special(w *wish, can bool) error {
 			return &RefusalError{Status: "5.7.0", Text: "the mail asks for a sandbox, which the provider has not got; it is not sent, as it would reach its recipients. Send it without that header, or route it to an account with a sandbox"}
 		}
 		o.Sandbox = true
+	}
+	if err := p.extra(w); err != nil {
+		return err
 	}
 	return p.merge(w)
 }

@@ -523,6 +523,12 @@ Lists and maps merge; of single values the first wins. A malformed value takes i
 ` + "`bad_options = \"reject\"`" + ` it refuses the mail (5.6.0). "Kept for this vendor" means: no neutral concept; used when the account is of that vendor and its
 provider can, else a loss.
 
+What an API has and no header names can be said by ` + "`X-Smtpbridge-Extra-PROVIDER: {JSON}`" + `, for example
+` + "`X-Smtpbridge-Extra-mailersend: {\"settings\": {\"track_content\": false}}`" + `: merged into the request (objects member by member, lists by
+appending, else the mail's value counts), in each mail of a batch. Members that say who sends, who receives or who is seen (from, to, bcc, headers,
+personalization and their like, in any spelling and at any depth) and texts with an address in them are refused (5.7.1). At
+another provider it is a loss.
+
 Header fields can come from form input or with forwarded mail. Rows with a permission count only where ` + "`permissions = [...]`" + ` of the
 listener, of the user or of the route names it ("all": every one); otherwise they are a loss. An added recipient is one like those of RCPT
 TO: routes, staging rules and ` + "`max_recipients`" + ` hold for it, it is in the queue before the 250, and nobody sees it.

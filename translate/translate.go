@@ -141,6 +141,7 @@ type Capabilities struct {
 	// Fields is what the structured form can do, where it serves templates, merge data and replaced placeholders alone and does less
 	// than the raw one; nil: the same.
 	Fields        *Capabilities
+	Extra         bool     // members of Options.Extra are merged into the request
 	OptionHeaders []string // lower-case headers of the vendor's own dialect, and "header.member" of JSON ones, that are rendered from Options.Raw
 }
 

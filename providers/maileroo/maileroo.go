@@ -187,6 +187,7 @@ func accountKey(s *settings) (secret.String, error) {
 // Capabilities says what https://maileroo.com/docs/email-api/send-basic-email can express.
 func (p *provider) Capabilities() translate.Capabilities {
 	return translate.Capabilities{
+		Extra:          true,
 		JSON:           true,
 		Cc:             true,
 		Bcc:            true,

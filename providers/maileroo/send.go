@@ -58,6 +58,7 @@ func (p *provider) Prepare(m *translate.Mail) (*http.Request, error) {
 // build makes the request. The losses are those that the plan could not know.
 func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, error) {
 	j := httpapi.NewJSON()
+	j.Extra = m.Options.Extra
 	w := message{Subject: m.Subject, Tracking: tracking(m.Options), TemplateID: json.Number(m.Options.Template.ID)}
 	path := "emails"
 	switch {

@@ -193,6 +193,7 @@ func isToken(s string) bool {
 // Capabilities says what https://developers.mailersend.com/api/v1/email can express.
 func (p *provider) Capabilities() translate.Capabilities {
 	c := translate.Capabilities{
+		Extra:          true,
 		JSON:           true,
 		Cc:             true,
 		Bcc:            true,

@@ -224,3 +224,21 @@ func TestTemplate(t *testing.T) {
 		}
 	}
 }
+
+// TestExtraMembers: members of the mail's own are in each mail of a batch; a wrong one is MailerSend's to refuse.
+func TestExtraMembers(t *testing.T) {
+	tw := twin.New(twin.Options{Token: providertest.Key, Now: func() time.Time { return suiteNow }})
+	srv := httptest.NewServer(tw)
+	defer srv.Close()
+	p := suite(t, "batch_send_mode = \"use-bulk-email\"").New(t, srv.URL, nil)
+	batch(t, p, mergeHeaders+"X-Smtpbridge-Extra-MailerSend: {\"settings\":{\"track_content\":false},\"tags\":[\"extra\"]}\r\n")
+	mails := tw.Mails()
+	if len(mails) != 4 {
+		t.Fatalf("%d mails", len(mails))
+	}
+	for _, m := range mails {
+		if on, said := m.Settings["track_content"]; on || !said || !slices.Equal(m.Tags, []string{"sb-ref-0", "extra"}) || m.Text == "" {
+			t.Errorf("settings %v, tags %q", m.Settings, m.Tags)
+		}
+	}
+}

@@ -50,6 +50,7 @@ type wire struct {
 
 func (p *provider) build(m *translate.Mail) (*wire, httpapi.Request, error) {
 	j := httpapi.NewJSON()
+	j.Extra = m.Options.Extra
 	w := p.message(m, j)
 	var content any = w.message
 	path := "email"

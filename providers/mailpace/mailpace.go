@@ -154,6 +154,7 @@ func publicKeys(list []secret.String) ([]ed25519.PublicKey, error) {
 // Capabilities says what https://docs.mailpace.com/reference/send can express.
 func (p *provider) Capabilities() translate.Capabilities {
 	return translate.Capabilities{
+		Extra:          true,
 		JSON:           true,
 		Cc:             true,
 		Bcc:            true,

@@ -42,6 +42,7 @@ func (p *provider) Prepare(m *translate.Mail) (*http.Request, error) {
 
 func (p *provider) build(m *translate.Mail) (httpapi.Request, error) {
 	j := httpapi.NewJSON()
+	j.Extra = m.Options.Extra
 	w := message{
 		From:            address(m.From),
 		To:              addresses(m.To),

@@ -177,6 +177,7 @@ const stripQS = "x-mc-urlstripqs"
 // schedule and tracking per mail, an answer and events per recipient, no envelope sender (only its domain), Mandrill's own Message-ID.
 func (p *provider) Capabilities() translate.Capabilities {
 	c := translate.Capabilities{
+		Extra:       true,
 		MaxRcpts:    p.set.MaxRecipients,
 		MaxBytes:    p.set.MaxMessageBytes,
 		Tags:        -1,

@@ -70,6 +70,7 @@ func (p *provider) request(op, call string, body *httpapi.Body) httpapi.Request 
 func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, error) {
 	o := p.options(m)
 	j := httpapi.NewJSON()
+	j.Extra = m.Options.Extra
 	var w any
 	call := "messages/send"
 	if m.UseRaw {

@@ -47,6 +47,7 @@ func (p *provider) Prepare(m *translate.Mail) (*http.Request, error) {
 
 func (p *provider) build(m *translate.Mail) (httpapi.Request, []translate.Loss, error) {
 	j := httpapi.NewJSON()
+	j.Extra = m.Options.Extra
 	w := message{
 		Recipients:   distinct(m.Rcpts),
 		TrackBounces: p.set.Bounces != bouncesSender,

@@ -153,6 +153,7 @@ func New(o providers.Options) (providers.Provider, error) {
 // Where the documentation says nothing (Message-ID, SMTPUTF8, null sender) the answer is no.
 func (p *provider) Capabilities() translate.Capabilities {
 	c := translate.Capabilities{
+		Extra:         true,
 		Raw:           translate.RawEnvelope,
 		RawString:     true,
 		RawFeatures:   true,

@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/bits"
 	stdmime "mime"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -194,6 +196,9 @@ const memoryText = 64 << 10
 //	w := message{HTML: j.Text(m.HTML.Open), Files: []file{{Content: j.Base64(a.Size, a.Open)}}}
 //	body, err := j.Body(w)
 type JSON struct {
+	// Extra is merged into the body, or into each of its items when it is a list: objects member by member, lists by
+	// appending, of anything else Extra counts.
+	Extra map[string]any
 	nonce string
 	segs  []segment
 	err   error
@@ -278,6 +283,9 @@ func (j *JSON) Body(v any) (*Body, error) {
 		return nil, fmt.Errorf("read message text: %w", j.err)
 	}
 	b, err := Marshal(v)
+	if err == nil && len(j.Extra) > 0 {
+		b, err = mergeExtra(b, j.Extra)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -310,6 +318,47 @@ func (j *JSON) Body(v any) (*Body, error) {
 		body.segs = append(body.segs, segment{mem: b})
 	}
 	return body, nil
+}
+
+// mergeExtra merges into marshalled JSON; the places of streams are texts in it.
+func mergeExtra(b []byte, extra map[string]any) ([]byte, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	var v any
+	if err := d.Decode(&v); err != nil {
+		return nil, err
+	}
+	switch o := v.(type) {
+	case map[string]any:
+		v = merged(o, extra)
+	case []any:
+		for i, x := range o {
+			if m, ok := x.(map[string]any); ok {
+				o[i] = merged(m, extra)
+			}
+		}
+	}
+	return Marshal(v)
+}
+
+func merged(ours, theirs map[string]any) map[string]any {
+	out := maps.Clone(ours)
+	if out == nil {
+		out = map[string]any{}
+	}
+	for k, v := range theirs {
+		switch v := v.(type) {
+		case map[string]any:
+			have, _ := out[k].(map[string]any)
+			out[k] = merged(have, v)
+		case []any:
+			have, _ := out[k].([]any)
+			out[k] = slices.Concat(have, v)
+		default:
+			out[k] = v
+		}
+	}
+	return out
 }
 
 // Marshal is json.Marshal without HTML escaping.

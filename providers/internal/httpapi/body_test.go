@@ -185,3 +185,34 @@ func TestFormAndMultipart(t *testing.T) {
 		t.Errorf("got %+v", files[1].Header)
 	}
 }
+
+// TestExtra: members are merged into the body, or into each of its items, and streams stay where they are.
+func TestExtra(t *testing.T) {
+	text := func() io.ReadCloser { return io.NopCloser(strings.NewReader(`say "hi"`)) }
+	for _, tt := range []struct {
+		name, want string
+		wire       func(v Value) any
+	}{
+		{"object", `{"html":"say \"hi\"","n":12345678901234567890,"new":true,"settings":{"a":1,"b":2},"tags":["x","y"]}`, func(v Value) any {
+			return map[string]any{"html": v, "n": json.Number("12345678901234567890"), "settings": map[string]any{"a": 1, "b": 1}, "tags": []string{"x"}}
+		}},
+		{"list", `[{"html":"say \"hi\"","new":true,"settings":{"b":2},"tags":["y"]},{"new":true,"settings":{"b":2},"tags":["y"]}]`, func(v Value) any {
+			return []any{map[string]any{"html": v}, map[string]any{"tags": "not a list"}}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			j := NewJSON()
+			j.Extra = map[string]any{"settings": map[string]any{"b": 2}, "tags": []any{"y"}, "new": true}
+			body, err := j.Body(tt.wire(j.Text(text)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := body.Open()
+			defer r.Close()
+			b, err := io.ReadAll(r)
+			if err != nil || string(b) != tt.want || body.Size() != int64(len(b)) {
+				t.Errorf("got  %s, %v, size %d\nwant %s", b, err, body.Size(), tt.want)
+			}
+		})
+	}
+}
