@@ -15,6 +15,8 @@ type HeaderRules struct {
 	Dialects    []string // header dialects that are understood; nil: of a listener all, of a user those of his listener
 	Permissions []string // classes of translate.Permissions, or "all"
 	BadOptions  string   // of a listener: translate.BadOptionsWarn ("" too) or translate.BadOptionsReject
+	// AppendDomain, of a listener, completes addresses of the header that have no domain.
+	AppendDomain string
 }
 
 // headerRules are those of a mail on one route: permissions add up, a user's dialects go before his listener's. In mail without

@@ -91,3 +91,22 @@ func TestHeaderRules(t *testing.T) {
 		})
 	}
 }
+
+// TestBareFrom: a sender without a domain is routed by the listener's append_domain.
+func TestBareFrom(t *testing.T) {
+	const mail = "From: root (Cron Daemon)\r\nTo: root\r\nSubject: cron\r\n\r\nx\r\n"
+	for domain, want := range map[string]string{"": "", "example.com": "root@example.com", "other.example": ""} {
+		p := NewPlanner(PlannerConfig{
+			Accounts: planAccounts(), Routes: table(t, route.Route{Senders: []string{"example.com"}, Accounts: []string{"full"}}),
+			Listeners: map[string]HeaderRules{"apps": {AppendDomain: domain}},
+		})
+		plan, err := p.Plan(planRequest(mail, "root@"+domain, "root@"+domain))
+		var refusal *Refusal
+		if errors.As(err, &refusal) != (want == "") {
+			t.Errorf("%q: %v", domain, err)
+		}
+		if want != "" && (plan.Mail.FromHeader != want || plan.Groups[0].Verdicts[0].Calls[0].From.Addr != want) {
+			t.Errorf("%q: %s", domain, plan.Mail.FromHeader)
+		}
+	}
+}

@@ -232,7 +232,7 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 	}
 	plan := &Plan{Message: msg}
 	if len(msg.From) > 0 {
-		plan.From = msg.From[0].Addr
+		plan.From = translate.Qualify(msg.From[0].Addr, p.c.Listeners[req.Envelope.Listener].AppendDomain)
 	}
 	env := req.Envelope
 	env.Rcpts = slices.Clone(env.Rcpts)
@@ -508,7 +508,7 @@ func (p *Planner) settings(env envelope.Envelope, rt *route.Route, a *Account, s
 		s.Provider = a.Info.Name
 	}
 	rules := p.headerRules(env, rt)
-	s.Dialects, s.Permissions, s.BadOptions = rules.Dialects, rules.Permissions, rules.BadOptions
+	s.Dialects, s.Permissions, s.BadOptions, s.AppendDomain = rules.Dialects, rules.Permissions, rules.BadOptions, rules.AppendDomain
 	if env.Inbound != "" { // what strangers write are no options, and the way a mail took shows loops
 		s.Foreign = true
 	}

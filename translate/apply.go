@@ -45,6 +45,7 @@ type planner struct {
 }
 
 func (p *planner) prepare() error {
+	p.qualify()
 	m := p.Message
 	p.base = Mail{Env: p.Envelope, Msg: m, Subject: m.Subject}
 	w := readWish(m.Header, p.Settings)
@@ -99,6 +100,37 @@ func (p *planner) features() bool { return !p.useRaw || p.Caps.RawFeatures }
 
 func (p *planner) lose(s Severity, field, had, sent string) {
 	p.common.add(Loss{Field: field, Had: had, Sent: sent, Severity: s})
+}
+
+// qualify completes bare addresses of the header, as the SMTP side does with those of the envelope.
+func (p *planner) qualify() {
+	if p.Settings.AppendDomain == "" {
+		return
+	}
+	m := *p.Message
+	for _, l := range []*[]mime.Address{&m.From, &m.To, &m.Cc, &m.ReplyTo} {
+		for i, a := range *l {
+			q := Qualify(a.Addr, p.Settings.AppendDomain)
+			if q == a.Addr {
+				continue
+			}
+			*l = slices.Clone(*l)
+			(*l)[i].Addr = q
+			if l == &m.From {
+				p.rewrite.from = true
+				p.lose(Info, "from", a.Addr, q)
+			}
+		}
+	}
+	p.Message = &m
+}
+
+// Qualify gives an address that has no domain this one.
+func Qualify(addr, domain string) string {
+	if domain == "" || addr == "" || strings.Contains(addr, "@") {
+		return addr
+	}
+	return addr + "@" + domain
 }
 
 // from finds the one sender. Which of several the ESP would take is a guess we do not make: routing and

@@ -243,6 +243,7 @@ type Request struct {
 type Settings struct {
 	Split        bool // one call per recipient (split_recipients = "always", or after a refusal that says Split)
 	ForceFrom    string
+	AppendDomain string // completes addresses of the header that have none (cron's "From: root")
 	ReturnPath   string // stands in for the null sender where the ESP needs one
 	TrackOpens   Switch
 	TrackClicks  Switch

@@ -14,7 +14,7 @@ import (
 func listenerRules(cfg *config.Config) map[string]deliver.HeaderRules {
 	out := map[string]deliver.HeaderRules{}
 	for _, l := range cfg.Listeners {
-		out[l.Name] = deliver.HeaderRules{Dialects: l.Dialects, Permissions: l.Permissions, BadOptions: l.BadOptions}
+		out[l.Name] = deliver.HeaderRules{Dialects: l.Dialects, Permissions: l.Permissions, BadOptions: l.BadOptions, AppendDomain: l.AppendDomain}
 	}
 	return out
 }
