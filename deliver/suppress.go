@@ -11,6 +11,7 @@ import (
 	"smtpbridge/envelope"
 	"smtpbridge/event"
 	"smtpbridge/mime"
+	"smtpbridge/route"
 	"smtpbridge/store"
 	"smtpbridge/translate"
 )
@@ -70,7 +71,16 @@ func (p *Planner) Audience(m *store.Mail, account string) (domain, stream string
 	}
 	var s translate.Settings
 	if a, ok := p.Account(account); ok {
-		s = p.settings(m.Envelope, nil, a, false)
+		// As when it was sent: what its route permits counts.
+		q := route.Query{From: m.FromHeader, EnvelopeFrom: m.Envelope.From, Listener: m.Envelope.Listener, User: m.Envelope.AuthUser, Header: h.Get}
+		if len(m.Envelope.Rcpts) > 0 {
+			q.Rcpt = m.Envelope.Rcpts[0].Addr
+		}
+		rt, ok := p.c.Routes.Lookup(q)
+		if !ok {
+			rt = &route.Route{}
+		}
+		s = p.settings(m.Envelope, rt, a, false)
 	}
 	domain, stream, _ = audience(m, h, s)
 	return domain, stream
