@@ -2,9 +2,11 @@ package admin
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
-	"sort"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,50 +23,78 @@ const (
 	alarmEvery   = 30 * time.Second
 )
 
+// Names of alarms.
+const (
+	AlarmBacklog    = "backlog"
+	AlarmDisk       = "disk_low"
+	AlarmSilence    = "webhook_silence"
+	AlarmSignatures = "webhook_signatures"
+	AlarmPaused     = "account_paused"
+)
+
 // Alarm is a condition a person should look at.
 type Alarm struct {
-	Name    string    `json:"alarm"` // backlog, disk_low, webhook_silence, silent_mails, account_paused
+	Name    string    `json:"alarm"`
 	Account string    `json:"account,omitempty"`
 	Text    string    `json:"text"`
 	Since   time.Time `json:"since"`
 }
+
+func (a Alarm) key() string { return a.Name + " " + a.Account }
 
 // AlarmStore is what Alarms read and write; *store.Store is one.
 type AlarmStore interface {
 	Stats(ctx context.Context) (store.Stats, error)
 	Accounts(ctx context.Context) ([]store.AccountState, error)
 	Record(ctx context.Context, raw *store.RawRequest, evs ...event.Event) (int, error)
+	Cursor(ctx context.Context, name string) (string, error)
+	SetCursor(ctx context.Context, name, value string) error
 }
 
-// Alarms raise each condition once and clear it once: as an event, a log line, a metric and a
-// detail of /readyz. Pauses of accounts are told by the workers' own events and log lines; here they are only shown.
+// Alarms raise each condition once and clear it once: as an event, a log line, a metric and a detail of /readyz. A restart
+// neither raises nor clears one again. Pauses of accounts are told by the workers' own events and log lines; here they are only shown.
 type Alarms struct {
 	Store   AlarmStore
 	Metrics *Metrics
 	Log     *slog.Logger
 	Now     func() time.Time
+	// Node tells bridges that share a store apart; "" for one alone.
+	Node string
 	// Disk tells whether free space is below the watermark, with a text; nil = not watched.
 	Disk func() (low bool, text string)
 	// More gives conditions that are watched elsewhere; nil = none.
 	More func() []Alarm
+	// Signatures gives the accounts whose webhooks keep failing to verify, with a text; nil = not watched.
+	Signatures func() map[string]string
 
 	mu     sync.Mutex
 	raised map[string]Alarm
 	hooks  map[string]*traffic
+
+	looking sync.Mutex // one Look at a time; what follows is its own
+	loaded  bool
+	saved   string
+	unsaid  []event.Event // that could not be stored yet
 }
 
 // traffic is what an account sent and what came back.
 type traffic struct {
-	webhook   time.Time // last request that was answered 200
-	firstSent time.Time // first accepted call after it
+	Webhook   time.Time `json:"webhook"`    // last request that was answered 200
+	FirstSent time.Time `json:"first_sent"` // first accepted call after it
+}
+
+// memory is what outlives a restart.
+type memory struct {
+	Raised []Alarm             `json:"raised"`
+	Hooks  map[string]*traffic `json:"hooks"`
 }
 
 // Sent notes an accepted call of an account.
 func (a *Alarms) Sent(account string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if t := a.traffic(account); t.firstSent.IsZero() {
-		t.firstSent = a.Now()
+	if t := a.traffic(account); t.FirstSent.IsZero() {
+		t.FirstSent = a.Now()
 	}
 }
 
@@ -73,7 +103,7 @@ func (a *Alarms) Heard(account string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	t := a.traffic(account)
-	t.webhook, t.firstSent = a.Now(), time.Time{}
+	t.Webhook, t.FirstSent = a.Now(), time.Time{}
 }
 
 func (a *Alarms) traffic(account string) *traffic {
@@ -93,10 +123,9 @@ func (a *Alarms) Raised() []Alarm {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	out := make([]Alarm, 0, len(a.raised))
-	for _, al := range a.raised {
-		out = append(out, al)
+	for _, k := range slices.Sorted(maps.Keys(a.raised)) {
+		out = append(out, a.raised[k])
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name+out[i].Account < out[j].Name+out[j].Account })
 	return out
 }
 
@@ -116,26 +145,71 @@ func (a *Alarms) Run(ctx context.Context) error {
 
 // Look checks every condition once.
 func (a *Alarms) Look(ctx context.Context) {
+	a.looking.Lock()
+	defer a.looking.Unlock()
 	now := a.Now()
-	found := map[string]Alarm{}
-	add := func(name, account, text string) {
-		found[name+" "+account] = Alarm{Name: name, Account: account, Text: text, Since: now}
+	a.load(ctx)
+	found, ok := a.conditions(ctx, now)
+	if !ok {
+		return // the store does not answer: nothing is known, so nothing is raised or cleared
 	}
-	if st, err := a.Store.Stats(ctx); err == nil {
-		if !st.Oldest.IsZero() && now.Sub(st.Oldest) > BacklogAge {
-			add("backlog", "", fmt.Sprintf("the oldest of %d waiting mails came %s ago", st.Queued, now.Sub(st.Oldest).Round(time.Minute)))
+	a.mu.Lock()
+	before := a.raised
+	for k, al := range found {
+		if old, ok := before[k]; ok {
+			al.Since = old.Since
+			found[k] = al
 		}
 	}
-	if states, err := a.Store.Accounts(ctx); err == nil {
-		for _, s := range states {
-			if s.State == "paused" || s.State == "stopped" {
-				add("account_paused", s.Account, s.Reason)
+	a.raised = found
+	a.mu.Unlock()
+	for _, k := range slices.Sorted(maps.Keys(found)) {
+		if _, ok := before[k]; !ok {
+			a.tell(found[k], true, now)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(before)) {
+		if _, ok := found[k]; !ok {
+			a.tell(before[k], false, now)
+		}
+	}
+	a.save(ctx)
+}
+
+// conditions gives every alarm that should be raised now, by key.
+func (a *Alarms) conditions(ctx context.Context, now time.Time) (found map[string]Alarm, ok bool) {
+	found = map[string]Alarm{}
+	add := func(name, account, text string) {
+		al := Alarm{Name: name, Account: account, Text: text, Since: now}
+		if old, ok := found[al.key()]; ok {
+			al.Text = old.Text + "; " + text
+		}
+		found[al.key()] = al
+	}
+	st, err := a.Store.Stats(ctx)
+	if err != nil {
+		return nil, false
+	}
+	if !st.Oldest.IsZero() && now.Sub(st.Oldest) > BacklogAge {
+		add(AlarmBacklog, "", fmt.Sprintf("the oldest of %d waiting mails came %s ago", st.Queued, now.Sub(st.Oldest).Round(time.Minute)))
+	}
+	states, err := a.Store.Accounts(ctx)
+	if err != nil {
+		return nil, false
+	}
+	for _, s := range states {
+		switch s.State {
+		case "paused", "probing", "stopped":
+			text := s.Reason
+			if s.Domain != "" {
+				text = "mail from " + s.Domain + ": " + text
 			}
+			add(AlarmPaused, s.Account, text)
 		}
 	}
 	if a.Disk != nil {
 		if low, text := a.Disk(); low {
-			add("disk_low", "", text)
+			add(AlarmDisk, "", text)
 		}
 	}
 	if a.More != nil {
@@ -143,53 +217,103 @@ func (a *Alarms) Look(ctx context.Context) {
 			add(al.Name, al.Account, al.Text)
 		}
 	}
+	if a.Signatures != nil {
+		for account, text := range a.Signatures() {
+			add(AlarmSignatures, account, text)
+		}
+	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	for name, t := range a.hooks {
-		if !t.webhook.IsZero() && !t.firstSent.IsZero() && now.Sub(t.firstSent) > SilenceAfter {
-			add("webhook_silence", name, fmt.Sprintf("mail is sent, but no webhook came since %s", t.webhook.UTC().Format(time.RFC3339)))
+		if !t.Webhook.IsZero() && !t.FirstSent.IsZero() && now.Sub(t.FirstSent) > SilenceAfter {
+			add(AlarmSilence, name, fmt.Sprintf("mail is sent, but no webhook came since %s", t.Webhook.UTC().Format(time.RFC3339)))
 		}
 	}
-	var changed []Alarm
-	var states []bool
-	for k, al := range found {
-		if old, ok := a.raised[k]; ok {
-			al.Since = old.Since
-		} else {
-			changed, states = append(changed, al), append(states, true)
-		}
-		found[k] = al
-	}
-	for k, al := range a.raised {
-		if _, ok := found[k]; !ok {
-			changed, states = append(changed, al), append(states, false)
-		}
-	}
-	a.raised = found
-	a.mu.Unlock()
-	for i, al := range changed {
-		a.tell(ctx, al, states[i], now)
-	}
+	return found, true
 }
 
-func (a *Alarms) tell(ctx context.Context, al Alarm, raised bool, now time.Time) {
+// tell says once that an alarm was raised or cleared.
+func (a *Alarms) tell(al Alarm, raised bool, now time.Time) {
 	if a.Metrics != nil {
 		a.Metrics.alarm(al.Name, al.Account, raised)
 	}
-	if al.Name == "account_paused" {
+	if al.Name == AlarmPaused {
 		return // said by the workers
 	}
-	word := "alarm.raised"
+	word := "alarm.cleared"
 	if raised {
+		word = "alarm.raised"
 		a.Log.Error(word, "alarm", al.Name, "account", al.Account, "text", al.Text)
 	} else {
-		word = "alarm.cleared"
 		a.Log.Info(word, "alarm", al.Name, "account", al.Account)
 	}
-	ev := event.Event{
-		V: event.Version, ID: event.FactID(al.Account, word, al.Name, now.UTC().Format(time.RFC3339Nano)), Time: now.UTC(), Seen: now.UTC(),
-		Kind: event.Unknown, Account: al.Account, ProviderEvent: word + "." + al.Name, Diagnostic: al.Text,
+	a.unsaid = append(a.unsaid, event.Event{
+		V: event.Version, ID: event.FactID(al.Account, word, al.Name, a.Node, now.UTC().Format(time.RFC3339Nano)), Time: now.UTC(), Seen: now.UTC(),
+		Kind: event.Unknown, Account: al.Account, ProviderEvent: word + "." + al.Name, Diagnostic: event.Clean(al.Text, event.MaxText),
+	})
+}
+
+func (a *Alarms) cursor() string {
+	if a.Node == "" {
+		return "alarms"
 	}
-	if _, err := a.Store.Record(ctx, nil, ev); err != nil && ctx.Err() == nil {
-		a.Log.Error("the alarm's event was not stored", "alarm", al.Name, "err", err)
+	return "alarms " + a.Node
+}
+
+// load takes up what was raised, and heard, before a restart.
+func (a *Alarms) load(ctx context.Context) {
+	if a.loaded {
+		return
+	}
+	text, err := a.Store.Cursor(ctx, a.cursor())
+	if err != nil {
+		return // the next look tries again
+	}
+	a.loaded, a.saved = true, text
+	var m memory
+	if text == "" || json.Unmarshal([]byte(text), &m) != nil {
+		return // none, or written by a version that kept something else
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.raised = map[string]Alarm{}
+	for _, al := range m.Raised {
+		a.raised[al.key()] = al
+		if a.Metrics != nil {
+			a.Metrics.alarm(al.Name, al.Account, true)
+		}
+	}
+	for name, t := range m.Hooks {
+		if now := a.traffic(name); t != nil && now.Webhook.IsZero() {
+			now.Webhook = t.Webhook
+			if !t.FirstSent.IsZero() {
+				now.FirstSent = t.FirstSent
+			}
+		}
+	}
+}
+
+// save stores the events, and then what shall outlive a restart. What fails is tried again at the next look: an event
+// stored twice is one.
+func (a *Alarms) save(ctx context.Context) {
+	if len(a.unsaid) > 0 {
+		if _, err := a.Store.Record(ctx, nil, a.unsaid...); err != nil {
+			if ctx.Err() == nil {
+				a.Log.Error("alarm.not_stored", "events", len(a.unsaid), "err", err)
+			}
+			return
+		}
+		a.unsaid = nil
+	}
+	m := memory{Raised: a.Raised()}
+	a.mu.Lock()
+	m.Hooks = a.hooks
+	text, err := json.Marshal(m)
+	a.mu.Unlock()
+	if err != nil || string(text) == a.saved || !a.loaded {
+		return
+	}
+	if a.Store.SetCursor(ctx, a.cursor(), string(text)) == nil {
+		a.saved = string(text)
 	}
 }

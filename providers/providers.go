@@ -253,6 +253,26 @@ var (
 	ErrMalformed   = errors.New("request cannot be read")
 )
 
+// StaleError is an ErrSignature for a request whose only fault is its time: signed further from now than the tolerance.
+type StaleError struct {
+	Age time.Duration // our clock minus the sender's; negative: signed in the future
+}
+
+func (e *StaleError) Error() string {
+	return fmt.Sprintf("%v: signed at a time that is %v off", ErrSignature, e.Age.Round(time.Second))
+}
+
+// Is makes it an ErrSignature.
+func (e *StaleError) Is(target error) bool { return target == ErrSignature }
+
+// CheckAge compares the time a request was signed at with ours.
+func CheckAge(now, signed time.Time, tolerance time.Duration) error {
+	if age := now.Sub(signed); age > tolerance || age < -tolerance {
+		return &StaleError{Age: age}
+	}
+	return nil
+}
+
 // Resolver looks up DNS TXT records; *net.Resolver is one.
 type Resolver interface {
 	LookupTXT(ctx context.Context, name string) ([]string, error)

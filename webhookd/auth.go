@@ -3,6 +3,7 @@ package webhookd
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -60,19 +61,39 @@ type health struct {
 	mu      sync.Mutex
 	bad     int // in a row
 	alarmed bool
-	last    time.Time // last alarm
+	last    time.Time // begin of the last alarm
+
+	signed time.Time     // of the last request whose only fault was its time
+	off    time.Duration // how far that was from ours
+	skewed int           // such requests in a row, all as far off
 }
 
-// failed counts one more. alarm: tell the operator now. logged: few enough to log each.
-func (h *health) failed(now time.Time) (n int, alarm bool) {
+// failed counts one more.
+func (h *health) failed(now time.Time) (inARow int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.bad++
 	if h.bad >= alarmAfter && !h.alarmed && (h.last.IsZero() || now.Sub(h.last) >= alarmEvery) {
 		h.alarmed, h.last = true, now
-		return h.bad, true
 	}
-	return h.bad, false
+	return h.bad
+}
+
+// stale notes a request signed at a time too far from now. It tells whether that looks like a wrong clock: different
+// requests, all as far off. One that is sent again and again gets older each time, and is one.
+func (h *health) stale(now time.Time, age time.Duration) (skewed bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	signed := now.Add(-age)
+	switch {
+	case signed.Equal(h.signed):
+	case (age - h.off).Abs() > skewSpread:
+		h.skewed = 1
+	default:
+		h.skewed++
+	}
+	h.signed, h.off = signed, age
+	return h.skewed >= skewAfter
 }
 
 // verified ends a row of failures. It tells whether there had been an alarm.
@@ -80,6 +101,19 @@ func (h *health) verified() (recovered bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	recovered = h.alarmed
-	h.bad, h.alarmed = 0, false
+	h.bad, h.alarmed, h.skewed = 0, false, 0
 	return recovered
+}
+
+// alarm is what an operator should know, "" for nothing.
+func (h *health) alarm() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case !h.alarmed:
+		return ""
+	case h.skewed >= skewAfter:
+		return fmt.Sprintf("webhook requests are signed at a time %s off ours: is this machine's clock right?", h.off.Round(time.Second))
+	}
+	return fmt.Sprintf("%d or more webhook requests in a row did not verify: has the secret been changed at the ESP?", alarmAfter)
 }

@@ -139,7 +139,7 @@ func (h *Handler) notTaken(s *state, r *http.Request, a *account, err error, siz
 	var post errPost
 	switch {
 	case errors.Is(err, providers.ErrSignature):
-		return h.refused(s, r, a, err.Error())
+		return h.refused(s, r, a, err)
 	case errors.As(err, &post):
 		h.seldom(s, a, slog.LevelWarn, logMalformed, "err", clean(err, a), "size", size, "peer", s.peer(r))
 		return plain(http.StatusBadRequest)

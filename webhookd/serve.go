@@ -25,7 +25,8 @@ import (
 // Names of what is logged.
 const (
 	logBadSignature = "webhook.bad_signature"
-	logAlarm        = "webhook.signatures_failing"
+	logStale        = "webhook.stale"      // age=
+	logSkew         = "webhook.clock_skew" // off=
 	logRecovered    = "webhook.signatures_verify_again"
 	logUnavailable  = "webhook.signature_unchecked"
 	logMalformed    = "webhook.malformed"
@@ -211,7 +212,7 @@ func (s *state) strayFile(p string) answer {
 func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind string, a *account, rest string) answer {
 	rest, pathOK := takeSecret(rest, a.pathSecrets(kind))
 	if basicOK := a.basicAuth(r); !pathOK || !basicOK {
-		ans := h.refused(s, r, a, "no valid credentials")
+		ans := h.refused(s, r, a, errCredentials)
 		if !basicOK && ans.status == http.StatusUnauthorized {
 			ans = ans.with("WWW-Authenticate", `Basic realm="webhook", charset="UTF-8"`)
 		}
@@ -291,7 +292,7 @@ func (h *Handler) post(s *state, w http.ResponseWriter, r *http.Request, kind st
 func (h *Handler) judge(s *state, r *http.Request, a *account, err error, size int, proof bool) (ans answer, ok bool) {
 	switch {
 	case errors.Is(err, providers.ErrSignature):
-		return h.refused(s, r, a, err.Error()), false
+		return h.refused(s, r, a, err), false
 	case errors.Is(err, providers.ErrUnavailable):
 		h.seldom(s, a, slog.LevelWarn, logUnavailable, "err", clean(err, a))
 		return plain(http.StatusServiceUnavailable).with("Retry-After", "60"), false
@@ -341,31 +342,28 @@ func (h *Handler) readBody(s *state, w http.ResponseWriter, r *http.Request, a *
 	return nil, plain(http.StatusBadRequest), false
 }
 
-// refused answers a request that did not verify, and raises the alarm when it is one of many.
-func (h *Handler) refused(s *state, r *http.Request, a *account, reason string) answer {
+var errCredentials = errors.New("no valid credentials")
+
+// refused answers a request that did not verify. Whether they are an alarm is asked of Failing.
+func (h *Handler) refused(s *state, r *http.Request, a *account, reason error) answer {
 	if s.Metrics.BadSignature != nil {
 		s.Metrics.BadSignature(a.Name)
 	}
 	now := s.Now().UTC()
-	n, alarm := a.health.failed(now)
+	n := a.health.failed(now)
 	level := slog.LevelWarn
 	if n > alarmAfter {
 		level = slog.LevelDebug // whoever guesses shall not fill the log
 	}
-	s.Log.Log(r.Context(), level, logBadSignature, "account", a.Name, "peer", s.peer(r), "reason", clean(errors.New(reason), a), "in_a_row", n)
-	if alarm {
-		s.Log.Error(logAlarm, "account", a.Name, "in_a_row", n)
-		ev := event.Event{
-			V: event.Version, Kind: event.Unknown, Time: now, Seen: now,
-			ID:      event.FactID(a.Name, AlarmSignatures, now.Format(time.RFC3339Nano)),
-			Account: a.Name, Provider: a.Info.Name, ProviderEvent: AlarmSignatures,
-			Diagnostic: fmt.Sprintf("%d webhook requests in a row did not verify: has the secret been changed at the ESP?", n),
-		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), s.StoreTimeout)
-		defer cancel()
-		if _, err := s.Recorder.Record(ctx, nil, ev); err != nil {
-			h.seldom(s, a, slog.LevelError, logStoreFailed, "kind", "alarm", "err", clean(err, a))
-		}
+	what, args := logBadSignature, []any{"account", a.Name, "peer", s.peer(r), "reason", clean(reason, a), "in_a_row", n}
+	var stale *providers.StaleError
+	if errors.As(reason, &stale) {
+		what, args = logStale, append(args, "age", stale.Age.Round(time.Second).String())
+	}
+	s.Log.Log(r.Context(), level, what, args...)
+	if stale != nil && a.health.stale(now, stale.Age) {
+		h.seldom(s, a, slog.LevelWarn, logSkew, "off", stale.Age.Round(time.Second).String(),
+			"hint", "the requests differ from our time by the same amount: is this machine's clock right?")
 	}
 	status := a.Info.Webhook.BadSignature
 	def(&status, http.StatusUnauthorized)

@@ -87,12 +87,11 @@ type Config struct {
 const (
 	defaultBody        = 1 << 20
 	defaultInboundBody = 100 << 20
-	alarmAfter         = 5         // bad signatures in a row raise the alarm
-	alarmEvery         = time.Hour // at most one alarm event per account in this time
+	alarmAfter         = 5                // bad signatures in a row are an alarm
+	alarmEvery         = time.Hour        // at most one alarm per account begins in this time
+	skewAfter          = 3                // requests in a row that are off by the same time are a wrong clock
+	skewSpread         = 30 * time.Second // how far the same time may differ
 )
-
-// AlarmSignatures is the provider_event of the event that tells that an account's requests keep failing to verify.
-const AlarmSignatures = "webhook.signatures_failing"
 
 // ErrNoSecret says that an account's webhooks could not be told from forged ones.
 var ErrNoSecret = errors.New("webhooks cannot be verified")
@@ -255,6 +254,19 @@ func (h *Handler) healthOf(name string) *health {
 		h.health[name] = &health{}
 	}
 	return h.health[name]
+}
+
+// Failing gives the accounts whose requests keep failing to verify, and what may be wrong.
+func (h *Handler) Failing() map[string]string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := map[string]string{}
+	for name, acc := range h.health {
+		if text := acc.alarm(); text != "" {
+			out[name] = text
+		}
+	}
+	return out
 }
 
 // ownPath is the path of webhook_url without the path secret it may end in, "" for the root; ok

@@ -101,7 +101,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 		return nil, err
 	}
 	b.metrics = admin.NewMetrics(buildVersion(), b.store)
-	b.alarms = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Disk: b.diskLow}
+	b.alarms = b.newAlarms(cfg)
 	b.counter = &admin.Counter{Store: b.store, Log: b.log, Now: time.Now}
 	b.makeCatchUp(cfg)
 	b.runner = deliver.NewRunner(deliver.RunnerConfig{

@@ -71,8 +71,8 @@ func (p *provider) VerifyWebhook(r *http.Request, body []byte) error {
 	if err != nil {
 		return refuse("Date is missing or unreadable")
 	}
-	if age := p.now().Sub(at); age > p.tolerance || age < -p.tolerance {
-		return refuse("Date is %s off", age.Round(time.Second))
+	if err := providers.CheckAge(p.now(), at, p.tolerance); err != nil {
+		return err // before the key is looked up: replays shall not cost DNS queries
 	}
 	var texts [][]byte
 	for _, target := range p.targets(r) {
