@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BIN := bin/smtpbridge
 
-.PHONY: all build test race lint demo bench fuzz crash reliability clean
+.PHONY: all build test race lint demo bench fuzz crash million memory fuzz-short reliability clean
 
 all: build
 
@@ -35,8 +35,18 @@ fuzz: ## every fuzz target for FUZZTIME
 	      echo "== $$dir $$t"; (cd "$$dir" && $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) .) || exit 1; \
 	    done; done; done
 
+fuzz-short: ## 5 s for each group of targets
+	@for t in smtp:FuzzSession mime:FuzzParse mime:FuzzHeaders translate:FuzzOptions providers/all:FuzzWebhooks config:FuzzParse; do \
+	  $(GO) test -run '^$$' -fuzz "^$${t#*:}\$$" -fuzztime 5s ./$${t%%:*} || exit 1; done
+
 crash: build ## kill -9 under load, many rounds, with a ledger
 	$(GO) test -count=1 -timeout 60m -run TestKill ./test -kills 200
+
+million: ## a start with 1,000,000 mails queued
+	$(GO) test -count=1 -timeout 60m -v -run TestCase063 ./test -queued 1000000
+
+memory: ## 100 sessions with 25 MiB each, in 256 MiB
+	$(GO) test -count=1 -timeout 60m -v -run TestCase117 ./test -large-sessions 100 -large-size 25
 
 reliability: ## the numbered cases of faults and attacks, one line each
 	$(GO) run ./test/reliability $(if $(V),-v)

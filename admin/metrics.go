@@ -74,6 +74,13 @@ func NewMetrics(version string, st *store.Store) *Metrics {
 	return m
 }
 
+// WatchLog shows how many lines of the log were lost.
+func (m *Metrics) WatchLog(dropped func() int64) {
+	m.reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Namespace: "smtpbridge", Name: "log_dropped_total", Help: "Lines of the log that could not be written.",
+	}, func() float64 { return float64(dropped()) }))
+}
+
 // Handler serves /metrics.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.reg, promhttp.HandlerOpts{MaxRequestsInFlight: 2})

@@ -507,6 +507,36 @@ func TestReloadMovesWaitingMailToTheNewAccount(t *testing.T) {
 	})
 }
 
+// TestReloadProbesPausedAccounts: whoever changes the configuration may have mended the account, so it is asked at once; an
+// operator's stop stays.
+func TestReloadProbesPausedAccounts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		esp := &fake{caps: jsonCaps()}
+		esp.set(fail(providers.Operator))
+		b := newBench(t, esp)
+		defer b.close()
+		b.start()
+		id := b.submit("r@r.example")
+		b.after(10 * time.Minute) // the next probe is minutes away
+		esp.set(nil)
+		before := len(esp.seen())
+		b.after(time.Second)
+		if n := len(esp.seen()); n != before {
+			t.Fatalf("%d calls without a reload", n-before)
+		}
+		b.run.Reload(NewPlanner(b.cfg))
+		b.after(time.Second)
+		b.wantStates(id, "r=sent")
+		if err := b.run.Pause(context.Background(), "a", ""); err != nil {
+			t.Fatal(err)
+		}
+		id = b.submit("r@r.example")
+		b.run.Reload(NewPlanner(b.cfg))
+		b.after(time.Minute)
+		b.wantStates(id, "r=queued")
+	})
+}
+
 // jumpClock is the bubble's clock with a wall clock that can be set.
 type jumpClock struct {
 	systemClock

@@ -221,6 +221,15 @@ func (g *gate) lose(feature string) bool {
 	return true
 }
 
+// hurry makes the next probe due now: the operator may have mended what was wrong.
+func (g *gate) hurry(now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.all.state == Paused {
+		g.all.until = now
+	}
+}
+
 // startProbe begins a probe when its time has come.
 func (g *gate) startProbe(now time.Time) (change, bool) {
 	g.mu.Lock()

@@ -140,6 +140,7 @@ func (r *Runner) setPlanner(p *Planner) {
 			r.lanes[name] = l
 		}
 		l.configure(a)
+		l.gate.hurry(r.clock.Now())
 		if l.quit == nil && r.start != nil {
 			r.start(l)
 		}

@@ -48,6 +48,8 @@ type bridge struct {
 	config string
 	cmd    *exec.Cmd
 	log    *lockedBuffer
+	stderr *os.File // instead of log
+	socket *os.File // the listener "systemd:smtp"
 	exited chan error
 }
 
@@ -71,8 +73,17 @@ func newBridge(t testing.TB, dir, config string) *bridge {
 func (b *bridge) start() {
 	b.t.Helper()
 	cmd := exec.Command(binary, "serve", "-c", b.config)
-	cmd.Stderr = b.log
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET=")
+	if b.socket != nil {
+		// The shell sets LISTEN_PID to the process that will be the bridge, as the service manager does.
+		cmd = exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, binary, "serve", "-c", b.config)
+		cmd.ExtraFiles = []*os.File{b.socket}
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET=", "LISTEN_FDS=1", "LISTEN_FDNAMES=smtp")
+	}
+	cmd.Stderr = b.log
+	if b.stderr != nil {
+		cmd.Stderr = b.stderr
+	}
 	if err := cmd.Start(); err != nil {
 		b.t.Fatal(err)
 	}
@@ -154,15 +165,45 @@ func (b *bridge) try(args ...string) (string, error) {
 	return out.String(), err
 }
 
+// edit changes the configuration file.
+func (b *bridge) edit(t testing.TB, old, text string) {
+	t.Helper()
+	have, err := os.ReadFile(b.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(have), old) {
+		t.Fatalf("%q is not in the configuration", old)
+	}
+	if err := os.WriteFile(b.config, []byte(strings.Replace(string(have), old, text, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// signal sends a signal and waits for the line of the log that says what came of it.
+func (b *bridge) signal(t testing.TB, s os.Signal, line string) {
+	t.Helper()
+	before := strings.Count(b.log.String(), line)
+	if err := b.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+	until(t, 20*time.Second, line, func() bool { return strings.Count(b.log.String(), line) > before })
+}
+
 // events reads the event file.
 func (b *bridge) events() []event.Event {
 	b.t.Helper()
-	f, err := os.Open(filepath.Join(b.dir, "events.jsonl"))
+	return readEvents(b.t, filepath.Join(b.dir, "events.jsonl"))
+}
+
+func readEvents(t testing.TB, file string) []event.Event {
+	t.Helper()
+	f, err := os.Open(file)
 	if os.IsNotExist(err) {
 		return nil
 	}
 	if err != nil {
-		b.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer f.Close()
 	var out []event.Event
@@ -171,7 +212,7 @@ func (b *bridge) events() []event.Event {
 	for sc.Scan() {
 		var e event.Event
 		if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
-			b.t.Fatalf("event line %q: %v", sc.Text(), err)
+			t.Fatalf("event line %q: %v", sc.Text(), err)
 		}
 		out = append(out, e)
 	}

@@ -36,8 +36,10 @@ func dialSMTP(addr string, limit time.Duration) (*smtpConn, error) {
 }
 
 // expect reads one reply and wants its code.
-func (s *smtpConn) expect(code string) error {
-	if err := s.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
+func (s *smtpConn) expect(code string) error { return s.expectWithin(code, time.Minute) }
+
+func (s *smtpConn) expectWithin(code string, limit time.Duration) error {
+	if err := s.SetDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
 	for {

@@ -36,6 +36,7 @@ type Bridge struct {
 	file     string
 	registry providers.Registry
 	log      *slog.Logger
+	logOut   *logWriter // of log, nil when it was given
 	started  time.Time
 
 	mu      sync.Mutex // one reload at a time
@@ -80,16 +81,16 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 		return nil, err
 	}
 	if b.log == nil {
-		b.log = newLogger(cfg.Log)
-	}
-	if b.parts, err = makeParts(cfg, b.registry, gen, b.log); err != nil {
-		return nil, err
+		b.log, b.logOut = makeLogger(cfg.Log, os.Stderr, logLines)
 	}
 	defer func() {
 		if err != nil {
 			b.close()
 		}
 	}()
+	if b.parts, err = makeParts(cfg, b.registry, gen, b.log); err != nil {
+		return nil, err
+	}
 	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Logf: b.logf, KeepBodies: cfg.Retention.Bodies.D()})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
@@ -101,6 +102,9 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 		return nil, err
 	}
 	b.metrics = admin.NewMetrics(buildVersion(), b.store)
+	if b.logOut != nil {
+		b.metrics.WatchLog(b.logOut.Dropped)
+	}
 	b.alarms = b.newAlarms(cfg)
 	b.counter = &admin.Counter{Store: b.store, Log: b.log, Now: time.Now}
 	b.makeCatchUp(cfg)
@@ -167,6 +171,18 @@ func (b *Bridge) load() (*config.Config, int64, error) {
 
 func (b *Bridge) logf(msg string, args ...any) { b.log.Info(msg, args...) }
 
+// sayLoaded tells what was in the queue at the start.
+func (b *Bridge) sayLoaded(ctx context.Context) {
+	st, err := b.store.Stats(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		b.log.Error("queue.loaded", "err", err)
+	default:
+		b.log.Info("queue.loaded", "queued", st.Queued, "held", st.Held, "in_flight", st.InFlight)
+	}
+}
+
 // close releases what New had taken.
 func (b *Bridge) close() {
 	for _, a := range b.adminLn {
@@ -187,6 +203,9 @@ func (b *Bridge) close() {
 		if err := b.store.Close(); err != nil {
 			b.log.Error("close the store", "err", err)
 		}
+	}
+	if b.logOut != nil {
+		b.logOut.Close()
 	}
 }
 
@@ -299,6 +318,7 @@ func (b *Bridge) reloadEdge(cfg *config.Config, p *parts) error {
 
 // housekeeping purges what retention allows and gives out events that waited for their mail.
 func (b *Bridge) housekeeping(ctx context.Context) error {
+	b.sayLoaded(ctx)
 	release, purge := time.NewTicker(5*time.Second), time.NewTicker(time.Minute)
 	defer release.Stop()
 	defer purge.Stop()

@@ -213,8 +213,8 @@ func makeResolver(server string) providers.Resolver {
 	}}
 }
 
-// newLogger makes the program's log on standard error.
-func newLogger(c config.Log) *slog.Logger {
+// makeLogger makes the program's log on w, which may stand still or fail: up to lines of it wait.
+func makeLogger(c config.Log, to io.Writer, lines int) (*slog.Logger, *logWriter) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
 		level = slog.LevelInfo
@@ -229,8 +229,12 @@ func newLogger(c config.Log) *slog.Logger {
 			return a
 		}
 	}
-	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+	on := func(w io.Writer) *slog.Logger {
+		if c.Format == "json" {
+			return slog.New(slog.NewJSONHandler(w, o))
+		}
+		return slog.New(slog.NewTextHandler(w, o))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, o))
+	w := newLogWriter(to, lines, func(to io.Writer, dropped int64) { on(to).Warn("log.dropped", "n", dropped) })
+	return on(w), w
 }
