@@ -885,17 +885,17 @@ func (t *tx) busy(ctx context.Context, job int64) (bool, error) {
 	return n > 0, err
 }
 
-// Stale returns up to n mails with jobs planned under an older configuration than generation
-// and not being delivered at the moment.
+// Stale returns up to n mails with jobs planned under another configuration than generation (it is a
+// fingerprint: an older one may be the greater number) and not being delivered at the moment.
 func (s *Store) Stale(ctx context.Context, generation int64, n int) ([]string, error) {
 	var out []string
 	s.leases.mu.Lock()
 	limit := n + len(s.leases.byJob)
 	s.leases.mu.Unlock()
 	seen := map[string]bool{}
-	query := "SELECT id, mail_id FROM jobs WHERE generation < ? ORDER BY generation, id LIMIT ?"
+	query := "SELECT id, mail_id FROM jobs WHERE generation <> ? ORDER BY generation, id LIMIT ?"
 	if s.d.shared {
-		query = "SELECT id, mail_id FROM jobs WHERE generation < ? AND lease_until <= " + pgNow + " ORDER BY generation, id LIMIT ?"
+		query = "SELECT id, mail_id FROM jobs WHERE generation <> ? AND lease_until <= " + pgNow + " ORDER BY generation, id LIMIT ?"
 	}
 	err := s.read().each(ctx, query, []any{generation, limit},
 		func(scan func(...any) error) error {
