@@ -20,6 +20,9 @@ lint:
 	@test -z "$$($(GO) tool gofumpt -l $$(git ls-files '*.go'))" || { echo 'gofumpt would change:'; $(GO) tool gofumpt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
+	@if command -v shellcheck >/dev/null || [ -n "$$SMTPBRIDGE_REQUIRE_CLIENTS" ]; then \
+	  shellcheck $$(git grep -lE '^#!.*sh$$') && shellcheck -s bash test/t-*/client.sh; \
+	fi
 
 demo: build ## the whole life of a few mails on this terminal
 	$(BIN) demo $(DEMOFLAGS)
@@ -50,6 +53,21 @@ memory: ## 100 sessions with 25 MiB each, in 256 MiB
 
 reliability: ## the numbered cases of faults and attacks, one line each
 	$(GO) run ./test/reliability $(if $(V),-v)
+
+man: ## man pages of all commands in dist/man1
+	packaging/man.sh dist/man1
+
+deb: ## the Debian package of this machine's architecture in dist/
+	packaging/build.sh dist $$($(GO) env GOARCH)
+
+deb-test: ## install, use, upgrade and purge the package on a copy of this machine (root)
+	packaging/test-deb.sh
+
+release: ## packages, tarballs and checksums of every architecture in dist/
+	packaging/build.sh dist
+
+release-test: ## two builds give the same bytes
+	packaging/test-release.sh
 
 clean:
 	rm -rf bin dist bench/out
