@@ -10,9 +10,12 @@ import (
 	"image/png"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,18 +29,29 @@ import (
 
 func demoCommand() *cobra.Command {
 	var once bool
-	var address string
+	var address, provider string
 	c := &cobra.Command{
 		Use: "demo", GroupID: groupStart, Short: "see a few mails live through their whole life", Args: usageArgs(cobra.NoArgs),
 		Long: `Starts the bridge in a temporary directory with the built-in sandbox ESP, sends sample mails
 through real SMTP, and shows the events as the sandbox posts them to the webhook listener.
 Nothing leaves this machine. Without --once it goes on until Ctrl-C, for mails of your own:
-recipients called bounce@, defer@, complaint@ or reject@ provoke what they say.`,
-		Example: "  smtpbridge demo\n  smtpbridge demo --once",
+recipients called bounce@, defer@, complaint@ or reject@ provoke what they say.
+
+With --provider a built-in twin of that ESP's API takes the place of the sandbox: the same requests, the
+same keys and signed webhooks, in the ESP's own words.`,
+		Example: "  smtpbridge demo\n  smtpbridge demo --once\n  smtpbridge demo --provider mailersend",
 	}
 	c.Flags().BoolVar(&once, "once", false, "exit when the sample mails have been through")
 	c.Flags().StringVar(&address, "address", "127.0.0.1:2525", "SMTP address; another port is taken when it is in use")
-	c.RunE = func(c *cobra.Command, _ []string) error { return demo(c.Context(), c.OutOrStdout(), address, once) }
+	c.Flags().StringVar(&provider, "provider", "sandbox", "the ESP: "+strings.Join(demoProviders, ", "))
+	choiceFlag(c, "provider", demoProviders...)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		esp, err := newDemoESP(provider)
+		if err != nil {
+			return usageError(c, "%w", err)
+		}
+		return demo(c.Context(), c.OutOrStdout(), address, provider, esp, once)
+	}
 	return c
 }
 
@@ -57,7 +71,12 @@ func freeAddress(address string) string {
 	return address
 }
 
-func demo(ctx context.Context, out io.Writer, address string, once bool) (err error) {
+func demo(ctx context.Context, out io.Writer, address, provider string, esp *demoESP, once bool) (err error) {
+	lines, tables, end, err := esp.serve()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, end()) }()
 	dir, err := os.MkdirTemp("", "smtpbridge-demo-")
 	if err != nil {
 		return err
@@ -77,31 +96,34 @@ func demo(ctx context.Context, out io.Writer, address string, once bool) (err er
 	if err != nil {
 		return errors.Join(err, smtpLn.Close(), hookLn.Close())
 	}
+	dashboard := "127.0.0.1:0"
+	if !once { // for a person: an address to remember
+		dashboard = freeAddress("127.0.0.1:8026")
+	}
 	file := filepath.Join(dir, "bridge.toml")
 	text := fmt.Sprintf(`hostname = "demo.example.com"
-data_dir = %q
+data_dir = %[1]q
 [[listener]]
 name = "demo"
 address = "systemd:smtp"
 [[account]]
-name = "sandbox"
-provider = "sandbox"
-webhook_secret = "demo-secret-of-this-process"
+name = %[2]q
+%[3]s%[4]s
 [[route]]
 name = "demo"
 senders = ["*"]
-accounts = ["sandbox"]
+accounts = [%[2]q]
 [webhook]
 address = "systemd:webhook"
-public_url = "http://%s"
+public_url = "http://%[5]s"
 [events]
 subject = true
 [retention]
 bodies = "1d"
 [admin]
-address = %q
-password_hash = %q
-`, dir, hookLn.Addr(), freeAddress("127.0.0.1:8026"), hash)
+address = %[7]q
+password_hash = %[8]q
+%[6]s`, dir, provider, lines, esp.account, hookLn.Addr(), tables, dashboard, hash)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -122,16 +144,28 @@ password_hash = %q
 	case err := <-ran:
 		return err
 	}
-	shown := showDemo(ctx, b, out, smtpLn.Addr().String(), once)
+	reported := make(chan error, 1)
+	if esp.mails != nil {
+		go func() {
+			err := esp.report(ctx, fmt.Sprintf("http://%s/webhook/%s", hookLn.Addr(), provider))
+			if err != nil {
+				stop() // or the events would be waited for in vain
+			}
+			reported <- err
+		}()
+	} else {
+		reported <- nil
+	}
+	shown := showDemo(ctx, b, out, smtpLn.Addr().String(), once, esp)
 	if shown == nil && !once {
 		<-ctx.Done()
 	}
 	stop()
-	return errors.Join(shown, <-ran)
+	return errors.Join(shown, <-ran, <-reported)
 }
 
-func showDemo(ctx context.Context, b *Bridge, out io.Writer, addr string, once bool) error {
-	fmt.Fprintf(out, "The bridge takes mail by SMTP at %s; the built-in sandbox is its ESP. Nothing leaves this machine.\n", addr)
+func showDemo(ctx context.Context, b *Bridge, out io.Writer, addr string, once bool, esp *demoESP) error {
+	fmt.Fprintf(out, "The bridge takes mail by SMTP at %s; %s. Nothing leaves this machine.\n", addr, esp.words)
 	fmt.Fprintf(out, "Dashboard: http://%s/ (password: %s)\n\n", b.AdminAddr(), demoPassword)
 	mails, err := demoMails(time.Now())
 	if err != nil {
@@ -155,7 +189,11 @@ func showDemo(ctx context.Context, b *Bridge, out io.Writer, addr string, once b
 		limit = ctx
 	}
 	// What the sample mails are known to end in.
-	open := map[event.Kind]string{event.Delivered: "", event.Bounced: "bounce@", event.Deferred: "defer@", event.Complained: "complaint@"}
+	open := maps.Clone(esp.native)
+	var words []string
+	for _, kind := range slices.Sorted(maps.Keys(open)) {
+		words = append(words, string(kind))
+	}
 	svc := &admin.Service{Store: b.store, Now: time.Now}
 	enough := errors.New("enough")
 	said := false
@@ -176,22 +214,14 @@ func showDemo(ctx context.Context, b *Bridge, out io.Writer, addr string, once b
 	})
 	switch {
 	case errors.Is(err, enough):
-		_, err = fmt.Fprintln(out, "\nDelivered, bounced, deferred and complained: every sample mail had its life.")
+		_, err = fmt.Fprintf(out, "\nSeen: %s. Every sample mail had its life.\n", strings.Join(words, ", "))
 		return err
 	case err != nil:
 		return err
 	case len(open) > 0 && ctx.Err() == nil:
-		return fmt.Errorf("after %v these events are still missing: %v", demoTimeout, keys(open))
+		return fmt.Errorf("after %v these events are still missing: %v", demoTimeout, slices.Sorted(maps.Keys(open)))
 	}
 	return nil
-}
-
-func keys(m map[event.Kind]string) []string {
-	var out []string
-	for k := range m {
-		out = append(out, string(k))
-	}
-	return out
 }
 
 type demoMail struct {

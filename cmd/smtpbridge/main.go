@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -55,9 +56,14 @@ func execute(ctx context.Context, root *cobra.Command, args []string) int {
 	return exitCode(err)
 }
 
-func newRoot() *cobra.Command {
+// setUpCobra sets what cobra keeps for the whole program.
+var setUpCobra = sync.OnceFunc(func() {
 	cobra.AddTemplateFunc("exitCodes", documentedExit)
 	cobra.EnableCommandSorting = false // the order below is the order of use
+})
+
+func newRoot() *cobra.Command {
+	setUpCobra()
 	root := &cobra.Command{
 		Use:   "smtpbridge",
 		Short: "SMTP in, ESP API out, webhooks back as one event log",

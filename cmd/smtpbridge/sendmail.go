@@ -143,11 +143,15 @@ func parseSendmailArgs(args []string) (*sendmailArgs, error) {
 			return args[i], nil
 		}
 		var err error
+	option:
 		switch s[1] {
-		case 't':
-			a.readRcpts = true
-		case 'i':
-			a.ignoreDots = true
+		case 't', 'i', 'n', 'v', 'U', 'm', 'G', 's': // single letters, which may stand together: -ti
+			a.readRcpts = a.readRcpts || s[1] == 't'
+			a.ignoreDots = a.ignoreDots || s[1] == 'i'
+			if len(s) > 2 {
+				s = "-" + s[2:]
+				goto option
+			}
 		case 'f', 'r':
 			a.from, err = value()
 			a.haveFrom = true
@@ -166,9 +170,11 @@ func parseSendmailArgs(args []string) (*sendmailArgs, error) {
 			} else if s == "-o" {
 				_, err = value()
 			}
-		case 'O', 'N', 'R', 'V', 'B', 'L', 'p', 'd', 'X', 'h', 'A':
+		case 'O', 'N', 'R', 'V', 'B', 'L', 'p', 'X', 'h':
 			_, err = value()
-		case 'q', 'v', 'n', 'U', 'm', 'e', 'G', 's':
+		case 'q', 'e', 'd', 'A': // what belongs to them stands right behind
+		case 'I':
+			a.mode = 'i'
 		default:
 			return nil, fmt.Errorf("option %s is not known", s)
 		}
