@@ -25,13 +25,14 @@ import (
 
 // dsnFixture is a DSN sink on a real store, driven event by event.
 type dsnFixture struct {
-	t     *testing.T
-	st    *store.Store
-	d     *sink.DSN
-	set   *sink.DSNSettings
-	log   *bytes.Buffer
-	mu    sync.Mutex
-	clock time.Time
+	t      *testing.T
+	st     *store.Store
+	d      *sink.DSN
+	set    *sink.DSNSettings
+	log    *bytes.Buffer
+	mu     sync.Mutex
+	clock  time.Time
+	events int // recorded so far
 	// fail, if set, may fail an operation of the store, before or after it was done.
 	fail func(op string) error
 }
@@ -160,13 +161,11 @@ func (f *dsnFixture) happen(id string, what ...string) {
 	}
 }
 
-var eventNumber int
-
 func (f *dsnFixture) record(e event.Event) {
 	f.t.Helper()
-	eventNumber++
+	f.events++
 	if e.ID == "" {
-		e.ID = fmt.Sprint("e", eventNumber)
+		e.ID = fmt.Sprint("e", f.events)
 	}
 	if e.Time.IsZero() {
 		e.Time = f.now()
