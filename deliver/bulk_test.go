@@ -3,6 +3,7 @@ package deliver
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,14 +25,15 @@ func (b bulker) ResolveBulk(_ context.Context, id string, rcpts []envelope.Rcpt)
 // TestBulkIsResolved: what the ESP says of a batch later becomes the recipients' ids and events, once.
 func TestBulkIsResolved(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		asked := 0
+		var asked atomic.Int32
 		p := bulker{fake: &fake{caps: jsonCaps()}}
 		p.set(func(m *translate.Mail) (*providers.Outcome, error) { return providers.AllAccepted(m, "bulk:7"), nil })
 		p.resolve = func(id string, rcpts []envelope.Rcpt) (*providers.Outcome, error) {
-			if asked++; id != "bulk:7" || len(rcpts) != 3 {
+			n := asked.Add(1)
+			if id != "bulk:7" || len(rcpts) != 3 {
 				t.Errorf("asked for %s, %v", id, rcpts)
 			}
-			switch asked {
+			switch n {
 			case 1:
 				return nil, nil // not done yet
 			case 2:
@@ -50,8 +52,8 @@ func TestBulkIsResolved(t *testing.T) {
 		b.after(time.Second)
 		b.wantStates(id, "a=sent b=sent c=sent")
 		b.after(3 * time.Hour)
-		if asked != 3 {
-			t.Errorf("asked %d times", asked)
+		if n := asked.Load(); n != 3 {
+			t.Errorf("asked %d times", n)
 		}
 		b.wantStates(id, "a=sent b=sent c=sent")
 		d := b.detail(id)
@@ -71,26 +73,26 @@ func TestBulkIsResolved(t *testing.T) {
 // TestBulkAsksLessAndLess: an ESP that never says is asked for a day.
 func TestBulkAsksLessAndLess(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		asked := 0
+		var asked atomic.Int32
 		p := bulker{fake: &fake{caps: jsonCaps()}}
 		p.set(func(m *translate.Mail) (*providers.Outcome, error) { return providers.AllAccepted(m, "bulk:8"), nil })
-		p.resolve = func(string, []envelope.Rcpt) (*providers.Outcome, error) { asked++; return nil, nil }
+		p.resolve = func(string, []envelope.Rcpt) (*providers.Outcome, error) { asked.Add(1); return nil, nil }
 		b := newBench(t, p)
 		defer b.close()
 		b.start()
 		b.submit("a@x.example")
 		b.after(9 * time.Minute)
-		if asked < 15 || asked > 19 {
-			t.Errorf("asked %d times in the first minutes", asked)
+		if n := asked.Load(); n < 15 || n > 19 {
+			t.Errorf("asked %d times in the first minutes", n)
 		}
 		b.after(24 * time.Hour)
-		n := asked
+		n := asked.Load()
 		if n > 200 {
 			t.Errorf("asked %d times in a day", n)
 		}
 		b.after(24 * time.Hour)
-		if asked != n {
-			t.Errorf("asked %d times more", asked-n)
+		if more := asked.Load() - n; more != 0 {
+			t.Errorf("asked %d times more", more)
 		}
 	})
 }

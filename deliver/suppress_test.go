@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,15 +94,16 @@ func TestSuppressionUnreadableAndOwnMail(t *testing.T) {
 		b := newBench(t, f)
 		defer b.close()
 		b.cfg.Suppression = true
-		blind := true
-		b.queue = func(q Queue) Queue { return blindQueue{q, func() bool { return blind }} }
+		var blind atomic.Bool
+		blind.Store(true)
+		b.queue = func(q Queue) Queue { return blindQueue{q, blind.Load} }
 		b.start()
 		id := b.submit("x@example.net")
 		b.after(30 * time.Second)
 		if n := len(f.seen()); n != 0 {
 			t.Errorf("%d calls while the list could not be read", n)
 		}
-		blind = false
+		blind.Store(false)
 		b.after(2 * time.Minute)
 		b.wantStates(id, "x=sent")
 	})

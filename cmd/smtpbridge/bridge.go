@@ -242,10 +242,10 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 		work.start(b.log, "catch-up", b.catchUp.Run)
 	}
 	follow.start(b.log, "sinks", b.sinks.Run)
+	b.log.Info("bridge runs", "event", "started", "version", buildVersion(), "listeners", len(b.parts.cfg.Listeners), "accounts", len(b.parts.accounts))
 	if ready != nil {
 		ready()
 	}
-	b.log.Info("bridge runs", "event", "started", "version", buildVersion(), "listeners", len(b.parts.cfg.Listeners), "accounts", len(b.parts.accounts))
 
 	var err error
 	select {
