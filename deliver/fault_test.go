@@ -524,8 +524,9 @@ func TestReloadProbesPausedAccounts(t *testing.T) {
 		if n := len(esp.seen()); n != before {
 			t.Fatalf("%d calls without a reload", n-before)
 		}
+		b.cfg.Generation++ // the mail is planned anew meanwhile
 		b.run.Reload(NewPlanner(b.cfg))
-		b.after(time.Second)
+		b.after(5 * time.Second)
 		b.wantStates(id, "r=sent")
 		if err := b.run.Pause(context.Background(), "a", ""); err != nil {
 			t.Fatal(err)

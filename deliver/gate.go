@@ -23,6 +23,7 @@ const (
 const (
 	firstProbe    = time.Minute
 	lastProbe     = 15 * time.Minute
+	probeSoon     = 5 * time.Second // after one that told nothing
 	firstThrottle = 5 * time.Second // without a Retry-After
 	maxThrottle   = time.Hour
 	// unlistedMails is how many different mails in a row with one answer nobody has
@@ -238,6 +239,17 @@ func (g *gate) startProbe(now time.Time) (change, bool) {
 		return change{}, false
 	}
 	g.all.state = Probing
+	return change{save: g.stateOf("", &g.all)}, true
+}
+
+// probeInconclusive closes the gate again for a moment: the one mail of a probe came to no call, so nothing was learnt.
+func (g *gate) probeInconclusive(now time.Time) (change, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.all.state != Probing {
+		return change{}, false
+	}
+	g.all.state, g.all.until = Paused, now.Add(probeSoon)
 	return change{save: g.stateOf("", &g.all)}, true
 }
 

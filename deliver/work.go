@@ -195,7 +195,7 @@ func (w *work) probeInconclusive() {
 	if !w.probe {
 		return
 	}
-	if ch, ok := w.l.gate.probeFailed(w.r.clock.Now(), ""); ok {
+	if ch, ok := w.l.gate.probeInconclusive(w.r.clock.Now()); ok {
 		_ = w.l.save(w.ctx(), ch)
 	}
 }
@@ -247,7 +247,8 @@ func (w *work) fromAddr() string {
 	return w.c.Mail.Envelope.From
 }
 
-// replan plans the mail anew under the present configuration.
+// replan plans the mail anew under the present configuration. If it was to be the probe of a paused account, nothing was
+// learnt of that: the next mail is the probe.
 func (w *work) replan() {
 	// The claim is given back first: the store replaces jobs nobody is at work on.
 	if err := w.r.q.Release(w.ctx(), w.c); err != nil {
@@ -260,7 +261,6 @@ func (w *work) replan() {
 		}
 		w.r.pause(w.ctx(), time.Second) // not to be claimed again at once
 	}
-	w.probeInconclusive()
 }
 
 // open reads the mail.
