@@ -61,7 +61,7 @@ func TestCase063_RestartWithAQueue(t *testing.T) {
 			Subject string `json:"subject"`
 		}
 		if err := json.NewDecoder(r.Body).Decode(&m); err != nil {
-			t.Error(err)
+			return // cut off by the end of the bridge
 		}
 		mu.Lock()
 		order = append(order, m.Subject)

@@ -65,8 +65,16 @@ func New(o providers.Options) (providers.Provider, error) {
 	return &provider{filepath.Clean(u.Path), strings.NewReplacer("/", `\057`, ":", `\072`).Replace(host)}, nil
 }
 
+// repeatable is how long a call may be repeated: its files have the same names again, and one that is there is not written
+// again. It is bounded because a reader may remove what he has read.
+const repeatable = 24 * time.Hour
+
 // Capabilities: everything is kept.
-func (p *provider) Capabilities() translate.Capabilities { return smtpcall.Capabilities() }
+func (p *provider) Capabilities() translate.Capabilities {
+	c := smtpcall.Capabilities()
+	c.IdempotencyTTL = repeatable
+	return c
+}
 
 // Send writes one file for each recipient.
 func (p *provider) Send(ctx context.Context, m *translate.Mail) (*providers.Outcome, error) {
