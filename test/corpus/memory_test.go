@@ -1,6 +1,7 @@
 package corpus
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
@@ -30,18 +31,16 @@ func bigMail(tb testing.TB) (*os.File, int64) {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { f.Close() })
-	line := make([]byte, 57)
-	for i := range line {
-		line[i] = byte(i * 7)
-	}
-	text := base64.StdEncoding.AppendEncode(nil, line)
-	text = bytes.Repeat(append(text, "\r\n"...), 1000)
+	// 57 octets make a line of 76 characters (RFC 2045 6.8); the last line is shorter.
+	line := bytes.Repeat([]byte{7, 57, 107}, 19)
 	fmt.Fprint(f, "From: App <app@example.com>\r\nTo: ada@example.net\r\nSubject: Big\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"+
 		"--b\r\nContent-Type: text/plain\r\n\r\nhello\r\n--b\r\nContent-Type: application/pdf; name=big.pdf\r\nContent-Disposition: attachment\r\nContent-Transfer-Encoding: base64\r\n\r\n")
-	for n := 0; n < attachmentSize; n += 57 * 1000 {
-		if _, err := f.Write(text); err != nil {
-			tb.Fatal(err)
-		}
+	w := bufio.NewWriter(f)
+	for left := attachmentSize; left > 0; left -= len(line) {
+		fmt.Fprintf(w, "%s\r\n", base64.StdEncoding.EncodeToString(line[:min(left, len(line))]))
+	}
+	if err := w.Flush(); err != nil {
+		tb.Fatal(err)
 	}
 	fmt.Fprint(f, "--b--\r\n")
 	fi, err := f.Stat()
