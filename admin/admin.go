@@ -28,7 +28,7 @@ type API interface {
 	Body(ctx context.Context, id string) (io.ReadCloser, error)
 	// Content is what a mail says, while its body is kept.
 	Content(ctx context.Context, id string) (*Content, error)
-	// Trace finds mails by queue id, Message-ID, ESP id, reference or address, newest first.
+	// Trace finds mails by queue id, Message-ID (sent or on the wire), ESP id, reference or address, newest first.
 	Trace(ctx context.Context, key string) ([]*Detail, error)
 	Act(ctx context.Context, id string, a Action, reason string) error
 	// Events hands out events in order; with q.Follow it goes on until ctx ends.
@@ -220,6 +220,7 @@ type Rcpt struct {
 	State             string     `json:"state"`
 	Account           string     `json:"account,omitempty"`
 	ProviderMessageID string     `json:"provider_message_id,omitempty"`
+	WireMessageID     string     `json:"wire_message_id,omitempty"` // Message-ID the recipient sees, where the ESP set its own
 	Status            string     `json:"status,omitempty"`
 	Detail            string     `json:"detail,omitempty"`
 	Last              event.Kind `json:"last,omitempty"`

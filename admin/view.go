@@ -36,7 +36,7 @@ func detailView(d *store.Detail) *Detail {
 	for i := range d.Rcpts {
 		r := &d.Rcpts[i]
 		out.Recipients = append(out.Recipients, Rcpt{
-			Addr: r.Addr, State: string(r.State), Account: r.Account, ProviderMessageID: r.ProviderMessageID,
+			Addr: r.Addr, State: string(r.State), Account: r.Account, ProviderMessageID: r.ProviderMessageID, WireMessageID: r.WireMessageID,
 			Status: r.Status, Detail: r.Detail, Last: r.Last, LastTime: timePtr(r.LastTime),
 		})
 	}

@@ -134,6 +134,7 @@ type Event struct {
 	// Not part of the public log.
 	Ref   string `json:"-"` // our reference as the ESP echoed it (a tag, metadata); finds the call when the id is not known yet
 	RawID string `json:"-"` // the stored request it was read from
+	Wire  string `json:"-"` // Message-ID the recipient sees, where MessageID does not hold it; no angle brackets
 }
 
 type eventAlias Event // without methods

@@ -36,6 +36,7 @@ func (e *Event) Sanitize() {
 		{&e.Recipient, maxAddr},
 		{&e.Sender, maxAddr},
 		{&e.MessageID, 998}, // RFC 5322 2.1.1: no line is longer
+		{&e.Wire, 998},
 		{&e.Subject, 998},
 		{&e.ProviderMessageID, MaxText},
 		{&e.ProviderEventID, MaxText},

@@ -236,6 +236,7 @@ func runSuite(t *testing.T, e engine) {
 		{"received mail", testInbound},
 		{"ids per recipient", testPerRecipientIDs},
 		{"withheld events", testWithheld},
+		{"Message-ID on the wire", testWireMessageID},
 		{"an event proves acceptance", testProof},
 		{"operator", testOperator},
 		{"look-ups", testLookups},

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -363,6 +364,9 @@ func (t *tx) place(ctx context.Context, e *event.Event, now time.Time, last bool
 			return unmatched, err
 		}
 	}
+	if err := t.noteWire(ctx, m, e); err != nil {
+		return unmatched, err
+	}
 	fill(e, &m.mail, m.n)
 	if e.Account == "" && m.call != nil {
 		e.Account = m.call.Account
@@ -404,6 +408,24 @@ func (t *tx) place(ctx context.Context, e *event.Event, now time.Time, last bool
 		}
 	}
 	return stored, nil
+}
+
+// noteWire keeps the Message-ID that an ESP gave a mail in place of the sender's: replies and other servers' logs name it.
+func (t *tx) noteWire(ctx context.Context, m *match, e *event.Event) error {
+	wire := cmp.Or(e.Wire, e.MessageID)
+	if wire == "" || wire == m.mail.MessageID || m.call == nil || e.Kind == event.Inbound || e.Kind == event.InboundFailed {
+		return nil
+	}
+	about := m.cands // of one call: they share the mail
+	if m.n >= 0 {
+		about = []int{m.n}
+	}
+	for _, n := range about {
+		if _, err := t.exec(ctx, "UPDATE recipients SET wire_message_id = ? WHERE mail_id = ? AND n = ? AND wire_message_id <> ?", text(wire), m.mail.Envelope.ID, n, text(wire)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // factKey names facts that are true at most once, whichever way the news comes.
@@ -501,17 +523,17 @@ func (t *tx) adopt(ctx context.Context, call *callRow, rcpts []RcptResult, now t
 
 func (t *tx) withheldEvents(ctx context.Context, where string, args ...any) ([]event.Event, error) {
 	var out []event.Event
-	err := t.each(ctx, "SELECT data, ref, raw_id FROM withheld WHERE "+where, args, func(scan func(...any) error) error {
+	err := t.each(ctx, "SELECT data, ref, raw_id, wire_message_id FROM withheld WHERE "+where, args, func(scan func(...any) error) error {
 		var data string
 		var e event.Event
-		if err := scan(&data, &e.Ref, &e.RawID); err != nil {
+		if err := scan(&data, &e.Ref, &e.RawID, &e.Wire); err != nil {
 			return err
 		}
-		ref, raw := e.Ref, e.RawID
+		ref, raw, wire := e.Ref, e.RawID, e.Wire
 		if err := json.Unmarshal([]byte(data), &e); err != nil {
 			return fmt.Errorf("withheld event: %w", err)
 		}
-		e.Ref, e.RawID = ref, raw
+		e.Ref, e.RawID, e.Wire = ref, raw, wire
 		out = append(out, e)
 		return nil
 	})
@@ -546,8 +568,8 @@ func (t *tx) withhold(ctx context.Context, e *event.Event, now time.Time) error 
 	if err != nil {
 		return err
 	}
-	_, err = t.exec(ctx, "INSERT INTO withheld (id, revision, account, provider_message_id, ref, raw_id, received, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-		text(e.ID), e.Revision, e.Account, text(e.ProviderMessageID), text(e.Ref), text(e.RawID), us(now), string(data))
+	_, err = t.exec(ctx, "INSERT INTO withheld (id, revision, account, provider_message_id, wire_message_id, ref, raw_id, received, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+		text(e.ID), e.Revision, e.Account, text(e.ProviderMessageID), text(e.Wire), text(e.Ref), text(e.RawID), us(now), string(data))
 	return err
 }
 

@@ -866,6 +866,7 @@ func TestNoScans(t *testing.T) {
 		"ledger":      "SELECT id FROM mails WHERE finished > 0 AND finished <= ? ORDER BY finished LIMIT ?",
 		"deleted":     "SELECT id FROM mails WHERE finished = 0 AND state = 'deleted' LIMIT 100",
 		"message id":  "SELECT id FROM mails WHERE message_id <> '' AND message_id = ?",
+		"wire id":     "SELECT mail_id FROM recipients WHERE wire_message_id <> '' AND wire_message_id = ?",
 		"sender":      "SELECT id FROM mails WHERE sender_key <> '' AND sender_key = ?",
 		"blob":        "SELECT count(*) FROM mails WHERE blob <> '' AND blob = ?",
 		"finish":      "SELECT count(*) FROM (SELECT 1 FROM recipients WHERE mail_id = ? AND state IN ('queued', 'in_flight') LIMIT 1) AS r",

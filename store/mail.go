@@ -275,7 +275,7 @@ func (t *tx) mailAnyway(ctx context.Context, id string) (Mail, error) {
 	return m, err
 }
 
-const rcptColumns = `n, address, state, account, provider_message_id, status, detail, attempts, last, last_time, updated, job_id`
+const rcptColumns = `n, address, state, account, provider_message_id, wire_message_id, status, detail, attempts, last, last_time, updated, job_id`
 
 // rcpts reads recipients; env gives what is kept only there.
 func (t *tx) rcpts(ctx context.Context, env *envelope.Envelope, where string, args ...any) ([]Rcpt, error) {
@@ -284,7 +284,7 @@ func (t *tx) rcpts(ctx context.Context, env *envelope.Envelope, where string, ar
 		var r Rcpt
 		var state, last string
 		var lastTime, updated int64
-		if err := scan(&r.N, &r.Addr, &state, &r.Account, &r.ProviderMessageID, &r.Status, &r.Detail, &r.Attempts, &last, &lastTime, &updated, &r.Job); err != nil {
+		if err := scan(&r.N, &r.Addr, &state, &r.Account, &r.ProviderMessageID, &r.WireMessageID, &r.Status, &r.Detail, &r.Attempts, &last, &lastTime, &updated, &r.Job); err != nil {
 			return err
 		}
 		if env != nil {

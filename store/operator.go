@@ -149,7 +149,7 @@ func (s *Store) Find(ctx context.Context, key string) ([]string, error) {
 }
 
 // FindExact returns the queue ids of the mails a key names: a queue id or a prefix of one (at least
-// 4 characters), a Message-ID, a provider's message id, our reference, an event id. Newest first, at most 100.
+// 4 characters), a Message-ID (the sender's, or the one on the wire), a provider's message id, our reference, an event id. Newest first, at most 100.
 func (s *Store) FindExact(ctx context.Context, key string) ([]string, error) {
 	return s.find(ctx, key, false)
 }
@@ -165,11 +165,12 @@ func (s *Store) find(ctx context.Context, key string, addresses bool) ([]string,
 		"SELECT id FROM mails WHERE message_id <> '' AND message_id = ?",
 		"SELECT mail_id FROM calls WHERE provider_message_id <> '' AND provider_message_id = ?",
 		"SELECT mail_id FROM recipients WHERE provider_message_id <> '' AND provider_message_id = ?",
+		"SELECT mail_id FROM recipients WHERE wire_message_id <> '' AND wire_message_id = ?",
 		"SELECT mail_id FROM calls WHERE ref = ?",
 		"SELECT mail_id FROM calls WHERE id = ?",
 		"SELECT mail_id FROM events WHERE id = ? AND mail_id <> ''",
 	}
-	args := []any{strings.ToLower(key), bare, key, key, key, key, key}
+	args := []any{strings.ToLower(key), bare, key, key, bare, key, key, key}
 	if prefix := strings.ToLower(key); len(prefix) >= 4 && len(prefix) < 26 && !strings.Contains(prefix, "@") {
 		queries = append(queries, "SELECT id FROM mails WHERE id >= ? AND id < ?")
 		args = append(args, prefix, prefix+"\U0010FFFF")

@@ -96,6 +96,7 @@ type Rcpt struct {
 	State             RcptState
 	Account           string // that took or refused it last
 	ProviderMessageID string
+	WireMessageID     string // Message-ID the recipient sees, where the ESP set its own and told it
 	Status, Detail    string
 	Attempts          int
 	Last              event.Kind // newest fact known of it, webhook events included

@@ -215,6 +215,11 @@ func TestFiveAccounts(t *testing.T) {
 		}
 	}
 	b.waitEvents("every delivery was reported", every(event.Delivered))
+	tracesWireIDs(t, b, map[string]string{
+		"mailpace":   fmt.Sprintf("%08x-0000-4000-8000-000000000000@mailer.mailpace.com", mp.Mails()[0].ID),
+		"mailersend": "e" + ms.Mails()[0].ID[1:] + "@mailersend.net",
+		"maileroo":   strings.Trim(mr.Mails()[0].MessageID, "<>"),
+	})
 	b.stop()
 	all := life(b.events())
 	if len(all) != len(ends) {
@@ -233,6 +238,17 @@ func TestFiveAccounts(t *testing.T) {
 		slices.Sort(got)
 		if want := subjects(); !slices.Equal(got, want) {
 			t.Errorf("%s took %q, want %q", e.provider, got, want)
+		}
+	}
+}
+
+// tracesWireIDs looks for a mail of each account by the Message-ID that its ESP set, with and without angle brackets.
+func tracesWireIDs(t *testing.T, b *bridge, ids map[string]string) {
+	for account, id := range ids {
+		for _, key := range []string{id, "<" + id + ">"} {
+			if out, err := b.try("trace", key); err != nil || strings.Count(out, "Mail ") != 1 || !strings.Contains(out, "sent by "+account) || !strings.Contains(out, "on the wire <"+id+">") {
+				t.Errorf("trace %q: %v\n%s", key, err, out)
+			}
 		}
 	}
 }

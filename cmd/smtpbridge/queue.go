@@ -210,7 +210,7 @@ func list(ctx context.Context, api admin.API, q admin.Query) (ids []string, err 
 func traceCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "trace ID-or-address", Short: "the whole life of a mail on one screen", GroupID: groupOperate, Args: usageArgs(cobra.ExactArgs(1)),
-		Long:    "Finds mails by queue id, Message-ID, the ESP's id, our reference or an address, and prints\nwhat happened to each: recipients, attempts with the ESP's answers, and events.",
+		Long:    "Finds mails by queue id, Message-ID (yours, or the one the ESP set), the ESP's id, our reference or an address, and prints\nwhat happened to each: recipients, attempts with the ESP's answers, and events.",
 		Example: "  smtpbridge trace ada@example.net\n  smtpbridge trace --json '<order-17@shop.example.com>'",
 	}
 	file, asJSON := configFlag(c), jsonFlag(c)
@@ -300,6 +300,9 @@ func rcptLine(r admin.Rcpt) string {
 	}
 	if r.ProviderMessageID != "" {
 		text += " as " + r.ProviderMessageID
+	}
+	if r.WireMessageID != "" {
+		text += ", on the wire <" + r.WireMessageID + ">"
 	}
 	if r.Last != "" && string(r.Last) != r.State {
 		text += ", then " + string(r.Last)

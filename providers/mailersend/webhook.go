@@ -150,6 +150,9 @@ func (p *provider) event(native string, w hook, d activity) event.Event {
 	} else if mail {
 		e.Recipient = address(d.Email.Address)
 	}
+	if id := first(d.EmailID, d.Email.ID); mail && isEmailID(id) {
+		e.Wire = id + "@" + wireDomain
+	}
 	created := first(d.CreatedAt, w.CreatedAt)
 	e.Time = parseTime(created)
 	// An opened_unique repeats an opened, and version 1 repeats version 2, under one id.
@@ -224,6 +227,13 @@ func address(s string) string {
 // isRef tells a reference of ours from somebody's tag with the same beginning.
 func isRef(s string) bool {
 	return len(s) >= 16 && len(s) <= 128 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-_.") == ""
+}
+
+// wireDomain ends the Message-ID that MailerSend gives each recipient's mail: <{email_id}@mailersend.net>.
+const wireDomain = "mailersend.net"
+
+func isEmailID(s string) bool {
+	return s != "" && len(s) <= 64 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789") == ""
 }
 
 // parseTime reads the forms of MailerSend. QUIRK: events about domains and accounts have times without a zone; they are taken for
