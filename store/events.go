@@ -36,6 +36,12 @@ func (s *Store) ownEvent(k event.Kind, m *Mail, n int, account string, now time.
 
 // finalEvent writes the final event of a recipient for which the caller gave none.
 func (t *tx) finalEvent(ctx context.Context, m *Mail, r *Rcpt, provider string, now time.Time) error {
+	e := t.s.finalOf(m, r, provider, now)
+	return t.insertOwn(ctx, m, &e, now)
+}
+
+// finalOf is the final event of a recipient in its present state.
+func (s *Store) finalOf(m *Mail, r *Rcpt, provider string, now time.Time) event.Event {
 	kind, action, status := event.Failed, event.ActionFailed, "5.0.0"
 	switch r.State {
 	case RcptSent:
@@ -45,7 +51,7 @@ func (t *tx) finalEvent(ctx context.Context, m *Mail, r *Rcpt, provider string, 
 	case RcptDeleted:
 		status = "5.7.0"
 	}
-	e := t.s.ownEvent(kind, m, r.N, r.Account, now)
+	e := s.ownEvent(kind, m, r.N, r.Account, now)
 	if e.Provider == "" {
 		e.Provider = provider
 	}
@@ -56,7 +62,7 @@ func (t *tx) finalEvent(ctx context.Context, m *Mail, r *Rcpt, provider string, 
 	if r.State == RcptDeleted && e.Diagnostic == "" {
 		e.Diagnostic = "deleted by an operator"
 	}
-	return t.insertOwn(ctx, m, &e, now)
+	return e
 }
 
 // fill completes an event with what the mail knows.
@@ -95,11 +101,21 @@ func defaults(e *event.Event, now time.Time) {
 
 // insertOwn writes an event of ours about a mail of ours.
 func (t *tx) insertOwn(ctx context.Context, m *Mail, e *event.Event, now time.Time) error {
+	n, fresh, err := t.insertAbout(ctx, m, e, now)
+	if err != nil || !fresh || n < 0 {
+		return err
+	}
+	return t.applyFact(ctx, e.QueueID, n, e)
+}
+
+// insertAbout writes an event of ours about a mail of ours. n is the recipient it is about, -1: none;
+// fresh: it was not known.
+func (t *tx) insertAbout(ctx context.Context, m *Mail, e *event.Event, now time.Time) (n int, fresh bool, err error) {
 	defaults(e, now)
 	if e.ID == "" {
 		e.ID = envelope.NewID(now)
 	}
-	n := -1
+	n = -1
 	if e.Recipient != "" {
 		n = recipientIn(&m.Envelope, e.Recipient)
 	}
@@ -108,11 +124,8 @@ func (t *tx) insertOwn(ctx context.Context, m *Mail, e *event.Event, now time.Ti
 	if n >= 0 && queueFinal(e.Kind) {
 		fact = "final|" + e.QueueID + "|" + strconv.Itoa(n)
 	}
-	fresh, err := t.insertEvent(ctx, e, fact)
-	if err != nil || !fresh || n < 0 {
-		return err
-	}
-	return t.applyFact(ctx, e.QueueID, n, e)
+	fresh, err = t.insertEvent(ctx, e, fact)
+	return n, fresh, err
 }
 
 // insertEvent appends to the outbox. False: the event, or another copy of its fact, is there already.
@@ -444,6 +457,9 @@ func (t *tx) acceptProven(ctx context.Context, call *callRow, provider string, n
 	call.State = CallAccepted
 	if _, err := t.exec(ctx, "UPDATE calls SET state = ?, proven = 1, provider_message_id = ?, detail = ? WHERE id = ?",
 		string(CallAccepted), text(call.ProviderMessageID), "an event with our reference proves that it was accepted", call.ID); err != nil {
+		return err
+	}
+	if err := t.noteLost(ctx, "", "id = ?", call.ID); err != nil {
 		return err
 	}
 	if _, err := t.exec(ctx, "UPDATE attempts SET state = ? WHERE call_id = ? AND attempt = ?", string(CallAccepted), call.ID, call.Attempt); err != nil {

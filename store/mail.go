@@ -275,27 +275,15 @@ func (t *tx) mailAnyway(ctx context.Context, id string) (Mail, error) {
 	return m, err
 }
 
-const rcptColumns = `n, address, state, account, provider_message_id, wire_message_id, status, detail, attempts, last, last_time, updated, job_id`
+const rcptColumns = `r.n, r.address, r.state, r.account, r.provider_message_id, r.wire_message_id, r.status, r.detail, r.attempts, r.last, r.last_time, r.updated, r.job_id`
 
 // rcpts reads recipients; env gives what is kept only there.
 func (t *tx) rcpts(ctx context.Context, env *envelope.Envelope, where string, args ...any) ([]Rcpt, error) {
 	var out []Rcpt
-	err := t.each(ctx, "SELECT "+rcptColumns+" FROM recipients WHERE "+where+" ORDER BY n", args, func(scan func(...any) error) error {
-		var r Rcpt
-		var state, last string
-		var lastTime, updated int64
-		if err := scan(&r.N, &r.Addr, &state, &r.Account, &r.ProviderMessageID, &r.WireMessageID, &r.Status, &r.Detail, &r.Attempts, &last, &lastTime, &updated, &r.Job); err != nil {
-			return err
-		}
-		if env != nil {
-			if r.N >= len(env.Rcpts) {
-				return fmt.Errorf("recipient %d of %s: %w", r.N, env.ID, ErrCorrupt)
-			}
-			r.Rcpt = env.Rcpts[r.N] // sealed by the checksum
-		}
-		r.State, r.Last, r.LastTime, r.Updated = RcptState(state), event.Kind(last), at(lastTime), at(updated)
+	err := t.each(ctx, "SELECT "+rcptColumns+" FROM recipients r WHERE "+where+" ORDER BY n", args, func(scan func(...any) error) error {
+		r, err := scanRcpt(scan, env)
 		out = append(out, r)
-		return nil
+		return err
 	})
 	return out, err
 }
@@ -354,34 +342,6 @@ func mustJSON(v any) string {
 		panic(err) // ints, times and strings always marshal
 	}
 	return string(b)
-}
-
-// finish ends a mail none of whose recipients is left, and purges its body if it may go at once.
-func (t *tx) finish(ctx context.Context, id string, now time.Time) error {
-	var open, bad int64
-	var body, blob, state string
-	const some = "(SELECT count(*) FROM (SELECT 1 FROM recipients WHERE mail_id = mails.id AND state "
-	err := t.get(ctx, []any{&open, &bad, &body, &blob, &state}, "SELECT "+some+"IN ('queued', 'in_flight') LIMIT 1) AS r), "+
-		some+"<> 'sent' LIMIT 1) AS r), body, blob, state FROM mails WHERE id = ?"+t.s.d.forUpdate, id)
-	if err != nil || open > 0 {
-		return err
-	}
-	if state != string(MailDeleted) {
-		state = string(MailFinished)
-	}
-	t.s.keepMu.Lock()
-	keep := t.s.keepBodies
-	t.s.keepMu.Unlock()
-	if body != bodyPurged && (bad == 0 && keep <= 0 || state == string(MailDeleted)) {
-		if err := t.dropBody(ctx, id, body, blob, now); err != nil {
-			return err
-		}
-		body, blob = bodyPurged, ""
-	}
-	_, err = t.exec(ctx, `UPDATE mails SET state = ?, hold_reason = CASE WHEN ? > 0 AND (hold_reason LIKE ? OR hold_reason = ?) THEN hold_reason ELSE '' END,
-		finished = ?, failed = ?, body = ?, blob = ? WHERE id = ?`,
-		state, bad, waitMark+"%", goneMark, us(now), bad, body, blob, id)
-	return err
 }
 
 // purgeBody removes a body.

@@ -126,8 +126,11 @@ func (s *Store) Detail(ctx context.Context, id string) (*Detail, error) {
 
 func (t *tx) attempts(ctx context.Context, id string) ([]Attempt, error) {
 	var out []Attempt
-	err := t.each(ctx, "SELECT call_id, account, attempt, started, elapsed, state, kind, http_status, detail, recipients FROM attempts WHERE mail_id = ? ORDER BY started, call_id, attempt",
-		[]any{id}, func(scan func(...any) error) error {
+	// An attempt that has not ended has no line yet: its call tells of it.
+	err := t.each(ctx, `SELECT call_id, account, attempt, started, elapsed, state, kind, http_status, detail, recipients FROM attempts WHERE mail_id = ?
+		UNION ALL SELECT id, account, attempt, started, 0, state, '', 0, '', recipients FROM calls WHERE mail_id = ? AND state IN ('open', 'ambiguous')
+		AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.call_id = calls.id AND a.attempt = calls.attempt) ORDER BY started, call_id, attempt`,
+		[]any{id, id}, func(scan func(...any) error) error {
 			var a Attempt
 			var started, elapsed int64
 			var state, rcpts string

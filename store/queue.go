@@ -337,30 +337,35 @@ func (s *Store) Start(ctx context.Context, c *Claim, calls []Call) ([]Call, erro
 
 func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) {
 	now := t.s.now()
-	var state string // the mail is locked before the job, here as everywhere
-	if err := t.get(ctx, []any{&state}, "SELECT state FROM mails WHERE id = ?"+t.s.d.forUpdate, c.Job.MailID); err != nil {
-		if errors.Is(err, ErrNotFound) {
-			err = ErrStale
-		}
+	if err := t.lockMail(ctx, c.Job.MailID); err != nil { // before the job, here as everywhere
 		return nil, err
 	}
 	if err := t.owns(ctx, c); err != nil {
 		return nil, err
 	}
-	if state != string(MailQueued) {
+	state, unsettled := "", 0
+	free := map[int]bool{}
+	err := t.each(ctx, `SELECT m.state, r.n, (SELECT count(*) FROM calls c WHERE c.job_id = ? AND c.state IN ('open', 'ambiguous', 'retry'))
+		FROM mails m JOIN recipients r ON r.mail_id = m.id WHERE m.id = ? AND r.job_id = ?`, []any{c.Job.ID, c.Job.MailID, c.Job.ID},
+		func(scan func(...any) error) error {
+			var n int
+			err := scan(&state, &n, &unsettled)
+			free[n] = true
+			return err
+		})
+	switch {
+	case err != nil:
+		return nil, err
+	case state == "":
+		return nil, fmt.Errorf("%w: nothing is left to send", ErrStale)
+	case state != string(MailQueued):
 		return nil, fmt.Errorf("%w: the mail is %s", ErrStale, state)
 	}
-	free := map[int]bool{}
-	rcpts, err := t.rcpts(ctx, nil, "job_id <> 0 AND job_id = ?", c.Job.ID)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range rcpts {
-		free[r.N] = true
-	}
-	rows, err := t.calls(ctx, "job_id = ? AND state IN ('open', 'ambiguous', 'retry')", c.Job.ID)
-	if err != nil {
-		return nil, err
+	var rows []callRow
+	if unsettled > 0 {
+		if rows, err = t.calls(ctx, "job_id = ? AND state IN ('open', 'ambiguous', 'retry')", c.Job.ID); err != nil {
+			return nil, err
+		}
 	}
 	known := map[string]*callRow{}
 	for i := range rows {
@@ -397,13 +402,13 @@ func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) 
 				}
 				continue
 			}
+			if err := t.noteLost(ctx, "", "id = ?", k.ID); err != nil {
+				return nil, err
+			}
 			k.State, k.Started = CallOpen, now
 			k.Attempt++
 			if len(call.Looked) > len(k.Looked) {
 				k.Looked = call.Looked
-			}
-			if _, err := t.exec(ctx, "UPDATE attempts SET state = 'ambiguous' WHERE call_id = ? AND state = 'open'", k.ID); err != nil {
-				return nil, err // its answer was lost with the lease it ran under
 			}
 			if _, err := t.exec(ctx, "UPDATE calls SET state = ?, attempt = ?, started = ?, looked = ?, detail = '' WHERE id = ?",
 				string(CallOpen), k.Attempt, us(now), mustJSON(k.Looked), k.ID); err != nil {
@@ -448,10 +453,6 @@ func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) 
 		out = append(out, call)
 	}
 	for _, call := range out {
-		if _, err := t.exec(ctx, "INSERT INTO attempts (call_id, attempt, mail_id, account, started, state, recipients) VALUES (?, ?, ?, ?, ?, ?, ?)",
-			call.ID, call.Attempt, call.MailID, call.Account, us(now), string(CallOpen), mustJSON(call.Rcpts)); err != nil {
-			return nil, err
-		}
 		for _, n := range call.Rcpts {
 			if _, err := t.exec(ctx, "UPDATE recipients SET state = ?, attempts = attempts + 1, updated = ? WHERE mail_id = ? AND n = ? AND job_id <> 0",
 				string(RcptInFlight), us(now), call.MailID, n); err != nil {
@@ -460,6 +461,16 @@ func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) 
 		}
 	}
 	return out, nil
+}
+
+// noteLost notes, for the calls of a condition, that the answer to their last attempt never came: an
+// attempt gets its line once it has ended.
+func (t *tx) noteLost(ctx context.Context, detail, where string, args ...any) error {
+	_, err := t.exec(ctx, `INSERT INTO attempts (call_id, attempt, mail_id, account, started, state, detail, recipients)
+		SELECT id, attempt, mail_id, account, started, 'ambiguous', ?, recipients FROM calls WHERE `+where+`
+		ON CONFLICT (call_id, attempt) DO UPDATE SET state = excluded.state, detail = excluded.detail WHERE attempts.state = 'open'`,
+		append([]any{detail}, args...)...)
+	return err
 }
 
 // Release gives a claim back untouched. Calls that were started under it are Ambiguous.
@@ -523,23 +534,12 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 	case err != nil:
 		return false, err
 	}
-	m := st.Claim.Mail // sealed; only its state can have changed
-	err = t.get(ctx, []any{&m.State, &m.HoldReason}, "SELECT state, hold_reason FROM mails WHERE id = ?", id)
+	l, err := t.ledger(ctx, &st.Claim.Mail)
 	if errors.Is(err, ErrNotFound) {
 		return true, nil // purged: it was final long ago
 	}
 	if err != nil {
 		return false, err
-	}
-	rcpts, err := t.rcpts(ctx, &m.Envelope, "mail_id = ?", id)
-	if err != nil {
-		return false, err
-	}
-	byN := map[int]*Rcpt{}
-	before := map[int]RcptState{}
-	for i := range rcpts {
-		byN[rcpts[i].N] = &rcpts[i]
-		before[rcpts[i].N] = rcpts[i].State
 	}
 	told := map[int]RcptResult{}
 	for _, r := range st.Rcpts {
@@ -570,12 +570,10 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 			}
 		}
 	}
-	deleted := m.State == MailDeleted
+	deleted := l.mail.State == MailDeleted
 	finals := map[int]bool{} // became final now
-	for _, rc := range rcpts {
-		n := rc.N
-		r, ok := told[n]
-		cur := byN[n]
+	for i, cur := range l.rcpts {
+		r, ok := told[cur.N]
 		if !ok || cur.State.Final() {
 			continue
 		}
@@ -585,46 +583,39 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 		if deleted && !r.State.Final() {
 			r.State = RcptDeleted
 		}
-		if m.gone() {
+		if l.mail.gone() {
 			dropGone(&r)
 		}
-		if r.State.Final() {
-			finals[n] = true
-		}
-		if err := t.setRcpt(ctx, id, r, now); err != nil {
-			return false, err
-		}
-		cur.State, cur.Status, cur.Detail = r.State, r.Status, r.Detail
-		if r.Account != "" {
-			cur.Account = r.Account
-		}
-		if r.ProviderMessageID != "" {
-			cur.ProviderMessageID = r.ProviderMessageID
-		}
+		finals[cur.N] = r.State.Final()
+		l.set(i, r)
 	}
 	// Events: at most one final one per recipient, and not for one that was final before.
 	have := map[int]bool{}
 	for _, e := range st.Events {
 		n := -1
 		if e.Recipient != "" {
-			n = recipientIn(&m.Envelope, e.Recipient)
+			n = recipientIn(&l.mail.Envelope, e.Recipient)
 		}
 		if n >= 0 && queueFinal(e.Kind) {
-			if have[n] || before[n].Final() || !finals[n] {
+			if have[n] || !finals[n] {
 				continue
 			}
 			have[n] = true
 		}
-		if err := t.insertOwn(ctx, &m, &e, now); err != nil {
+		if err := t.tell(ctx, l, &e, now); err != nil {
 			return false, err
 		}
 	}
-	for _, rc := range rcpts {
-		if finals[rc.N] && !have[rc.N] {
-			if err := t.finalEvent(ctx, &m, byN[rc.N], providerOf(st.Events), now); err != nil {
+	for i := range l.rcpts {
+		if r := &l.rcpts[i]; finals[r.N] && !have[r.N] {
+			e := t.s.finalOf(&l.mail, r, providerOf(st.Events), now)
+			if err := t.tell(ctx, l, &e, now); err != nil {
 				return false, err
 			}
 		}
+	}
+	if err := t.save(ctx, l, now); err != nil {
+		return false, err
 	}
 	if deleted {
 		stale = true
@@ -632,12 +623,14 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 	if err := t.settleJob(ctx, st, jobID, deleted, stale, now); err != nil {
 		return false, err
 	}
-	if err := t.finish(ctx, id, now); err != nil {
+	if err := t.finishLedger(ctx, l, now); err != nil {
 		return false, err
 	}
-	for i := range stored {
-		if err := t.adopt(ctx, &stored[i], st.Rcpts, now); err != nil {
-			return false, err
+	if l.withheld {
+		for i := range stored {
+			if err := t.adopt(ctx, &stored[i], st.Rcpts, now); err != nil {
+				return false, err
+			}
 		}
 	}
 	t.queue = true
@@ -660,8 +653,11 @@ func (t *tx) settleCall(ctx context.Context, res *CallResult, now time.Time) (ca
 	if state == CallOpen || state == "" {
 		state = CallAmbiguous
 	}
-	if _, err := t.exec(ctx, "UPDATE attempts SET elapsed = ?, state = ?, kind = ?, http_status = ?, detail = ? WHERE call_id = ? AND attempt = ?",
-		res.Elapsed.Microseconds(), string(state), res.Kind, res.Call.HTTPStatus, text(res.Call.Detail), row.ID, res.Call.Attempt); err != nil {
+	if _, err := t.exec(ctx, `INSERT INTO attempts (call_id, attempt, mail_id, account, started, elapsed, state, kind, http_status, detail, recipients)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (call_id, attempt) DO UPDATE SET
+		elapsed = excluded.elapsed, state = excluded.state, kind = excluded.kind, http_status = excluded.http_status, detail = excluded.detail`,
+		row.ID, res.Call.Attempt, row.MailID, row.Account, us(res.Call.Started), res.Elapsed.Microseconds(), string(state), res.Kind, res.Call.HTTPStatus,
+		text(res.Call.Detail), mustJSON(row.Rcpts)); err != nil {
 		return nil, false, err
 	}
 	if res.Call.Attempt < row.Attempt && state != CallAccepted {

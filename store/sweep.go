@@ -19,8 +19,7 @@ func (s *Store) recover(ctx context.Context) error {
 	var open int64
 	if !s.d.shared {
 		err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
-			_, err := t.exec(ctx, `UPDATE attempts SET state = 'ambiguous', detail = 'the bridge stopped before the answer'
-				WHERE state = 'open' AND call_id IN (SELECT id FROM calls WHERE state IN ('open', 'ambiguous') AND state = 'open')`)
+			err := t.noteLost(ctx, "the bridge stopped before the answer", "state IN ('open', 'ambiguous') AND state = 'open'")
 			if err != nil {
 				return err
 			}

@@ -238,7 +238,7 @@ func (s *Store) writer(conn *sql.Conn) {
 	}
 }
 
-// batch runs ops in one transaction, each in a savepoint. A failed COMMIT fails all of them.
+// batch runs ops in one transaction. A failed COMMIT fails all of them.
 func (s *Store) batch(conn *sql.Conn, stmts map[string]*sql.Stmt, ops []*op) {
 	ctx := context.Background()
 	base := &tx{s: s, q: conn, conn: conn, stmts: stmts}
@@ -255,65 +255,73 @@ func (s *Store) batch(conn *sql.Conn, stmts map[string]*sql.Stmt, ops []*op) {
 }
 
 func (s *Store) transact(ctx context.Context, base *tx, ops []*op) {
-	finish := func(err error) {
-		for _, o := range ops {
-			if o.t == nil { // given up before it began, or never reached
-				if o.state.Load() == 2 {
-					continue
-				}
-				if o.err == nil {
-					o.err = err
-				}
-			} else if o.err == nil {
-				o.err = err
-			}
-			if o.err == nil {
-				s.committed(o.t)
-			}
-			o.done <- o.err
-		}
-	}
-	if _, err := base.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
-		for _, o := range ops {
-			o.state.CompareAndSwap(0, 1)
-		}
-		finish(fmt.Errorf("begin: %w", err))
-		return
-	}
+	var run []*op
 	for _, o := range ops {
 		if !o.state.CompareAndSwap(0, 1) {
-			continue
+			continue // given up
 		}
 		if err := o.ctx.Err(); err != nil {
-			o.err = err
+			o.done <- err
 			continue
 		}
-		o.t = &tx{s: s, q: base.q, conn: base.conn, stmts: base.stmts, write: true}
-		err := s.step(ctx, base, o)
-		if err == nil {
-			continue
-		}
-		if !spoilsBatch(err) {
-			o.err = err
-			continue
-		}
-		// The engine may have rolled everything back already.
-		_, _ = base.exec(ctx, "ROLLBACK")
-		for _, rest := range ops {
-			rest.state.CompareAndSwap(0, 1)
-		}
-		finish(fmt.Errorf("transaction lost: %w", err))
+		run = append(run, o)
+	}
+	if len(run) == 0 {
 		return
 	}
-	err := s.inject("commit")
-	if err == nil {
-		_, err = base.exec(ctx, "COMMIT")
+	// Mostly all go well, and none needs a savepoint of its own; if one fails, all begin anew with savepoints.
+	err := s.together(ctx, base, run, false)
+	if errors.Is(err, errOneFailed) && len(run) > 1 {
+		err = s.together(ctx, base, run, true)
 	}
-	if err != nil {
-		_, _ = base.exec(ctx, "ROLLBACK")
-		err = fmt.Errorf("commit: %w", mapError(err))
+	for _, o := range run {
+		if o.err == nil {
+			o.err = err
+		}
+		if o.err == nil {
+			s.committed(o.t)
+		}
+		o.done <- o.err
 	}
-	finish(err)
+}
+
+// errOneFailed says that an operation failed and took the others of its transaction with it.
+var errOneFailed = errors.New("an operation of the batch failed")
+
+// together runs operations in one transaction. Its error is that of the whole; an operation that failed
+// by itself has its own.
+func (s *Store) together(ctx context.Context, base *tx, ops []*op, savepoints bool) (err error) {
+	if _, err := base.exec(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer func() {
+		if err != nil { // the engine may have rolled everything back already
+			_, _ = base.exec(ctx, "ROLLBACK")
+		}
+	}()
+	for _, o := range ops {
+		o.t = &tx{s: s, q: base.q, conn: base.conn, stmts: base.stmts, write: true}
+		if savepoints {
+			o.err = s.step(ctx, base, o)
+		} else {
+			o.err = guard(context.WithoutCancel(o.ctx), o.t, o.run)
+		}
+		switch {
+		case o.err == nil:
+		case spoilsBatch(o.err):
+			err, o.err = o.err, nil
+			return fmt.Errorf("transaction lost: %w", err)
+		case !savepoints:
+			return errOneFailed
+		}
+	}
+	if err := s.inject("commit"); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	if _, err := base.exec(ctx, "COMMIT"); err != nil {
+		return fmt.Errorf("commit: %w", mapError(err))
+	}
+	return nil
 }
 
 // step runs one operation in a savepoint.
