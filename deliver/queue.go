@@ -14,6 +14,7 @@ type Queue interface {
 	NextDue(ctx context.Context, account string) (time.Time, bool, error)
 	Subscribe(topic store.Topic) (<-chan struct{}, func())
 	Body(ctx context.Context, id string) (store.Body, error)
+	ClaimBody(ctx context.Context, c *store.Claim) (store.Body, error)
 	Start(ctx context.Context, c *store.Claim, calls []store.Call) ([]store.Call, error)
 	Settle(ctx context.Context, st store.Settlement) error
 	Release(ctx context.Context, c *store.Claim) error

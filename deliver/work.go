@@ -265,7 +265,7 @@ func (w *work) replan() {
 
 // open reads the mail.
 func (w *work) open() bool {
-	body, err := w.r.q.Body(w.ctx(), w.id())
+	body, err := w.r.q.ClaimBody(w.ctx(), w.c)
 	switch {
 	case errors.Is(err, store.ErrCorrupt):
 		w.release() // the store has quarantined it

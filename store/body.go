@@ -212,7 +212,7 @@ func (r *receipt) commit(ctx context.Context, m Mail, jobs []NewJob, evs []event
 	}
 	n.mail.SHA256 = hex.EncodeToString(r.sum.Sum(nil))
 	n.mail.Envelope.Size = r.size
-	n.body, n.blob = bodyRows, r.blob
+	n.body, n.blob, n.mem = bodyRows, r.blob, r.buf
 	size := int(r.size)
 	if r.blob != "" {
 		n.body, size = bodyFile, 0

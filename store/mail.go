@@ -23,7 +23,8 @@ type newMail struct {
 	body  string // where the body is
 	blob  string
 	now   time.Time
-	jobOf []int // index in jobs per recipient, -1 = none
+	jobOf []int  // index in jobs per recipient, -1 = none
+	mem   []byte // the body, if it may be kept in memory
 }
 
 // text makes a string fit for a text column of either engine.
@@ -109,12 +110,13 @@ func (t *tx) insertMail(ctx context.Context, n *newMail) error {
 // final at once: refused by the preflight, as one of the events says.
 func (t *tx) insertJobs(ctx context.Context, n *newMail) error {
 	id, now := n.mail.Envelope.ID, us(n.now)
-	ids := make([]int64, len(n.jobs))
+	claims := make([]*Claim, len(n.jobs))
 	for j, job := range n.jobs {
-		var err error
-		if ids[j], err = t.insertJob(ctx, id, job, jobRow{generation: n.mail.Generation, created: us(n.now), held: n.mail.State == MailHeld}); err != nil {
+		written, err := t.insertJob(ctx, id, job, jobRow{generation: n.mail.Generation, created: us(n.now), held: n.mail.State == MailHeld})
+		if err != nil {
 			return err
 		}
+		claims[j] = &Claim{Job: written, Mail: n.mail}
 	}
 	final := map[string]event.Event{}
 	for _, e := range n.evs {
@@ -129,7 +131,10 @@ func (t *tx) insertJobs(ctx context.Context, n *newMail) error {
 		state, status, detail, last, lastTime, jobID := RcptQueued, "", "", "", int64(0), int64(0)
 		key := envelope.Fold(r.Addr)
 		if j := n.jobOf[i]; j >= 0 {
-			jobID, open = ids[j], true
+			c := claims[j]
+			jobID, open = c.Job.ID, true
+			c.Job.Rcpts = append(c.Job.Rcpts, i)
+			c.Rcpts = append(c.Rcpts, Rcpt{N: i, Rcpt: r, State: RcptQueued, Updated: at(now), Job: jobID})
 		} else {
 			e, ok := final[key]
 			if !ok {
@@ -158,6 +163,9 @@ func (t *tx) insertJobs(ctx context.Context, n *newMail) error {
 		return t.finish(ctx, id, n.now)
 	}
 	t.queue = true
+	if n.mail.State == MailQueued && t.s.o.Fresh > 0 && !t.s.d.shared {
+		t.onCommit(func() { t.s.fresh.put(n.mail, n.mem, claims, n.now) })
+	}
 	return nil
 }
 
@@ -190,10 +198,11 @@ type jobRow struct {
 	lastError                    string
 }
 
-func (t *tx) insertJob(ctx context.Context, mailID string, j NewJob, r jobRow) (int64, error) {
+// insertJob writes a job and returns it as it would be read, without its recipients.
+func (t *tx) insertJob(ctx context.Context, mailID string, j NewJob, r jobRow) (Job, error) {
 	accounts, err := json.Marshal(j.Accounts)
 	if err != nil {
-		return 0, err
+		return Job{}, err
 	}
 	next := us(j.NextAt)
 	if next == 0 {
@@ -204,11 +213,14 @@ func (t *tx) insertJob(ctx context.Context, mailID string, j NewJob, r jobRow) (
 	if r.attempts > 0 {
 		created = r.created
 	}
-	var id int64
-	err = t.get(ctx, []any{&id}, `INSERT INTO jobs (mail_id, route, account, accounts, next_at, attempts, created, expires, trouble, split, generation, last_error, held)
+	out := Job{
+		MailID: mailID, Route: text(j.Route), Account: j.Accounts[0], Accounts: j.Accounts, NextAt: at(next), Attempts: r.attempts,
+		Created: at(created), Expires: at(us(j.Expires)), Trouble: at(r.trouble), Split: r.split, Generation: r.generation, LastError: r.lastError,
+	}
+	err = t.get(ctx, []any{&out.ID}, `INSERT INTO jobs (mail_id, route, account, accounts, next_at, attempts, created, expires, trouble, split, generation, last_error, held)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
-		mailID, text(j.Route), j.Accounts[0], string(accounts), next, r.attempts, created, us(j.Expires), r.trouble, num(r.split), r.generation, r.lastError, num(r.held))
-	return id, err
+		mailID, out.Route, out.Account, string(accounts), next, r.attempts, created, us(j.Expires), r.trouble, num(r.split), r.generation, r.lastError, num(r.held))
+	return out, err
 }
 
 func num(b bool) int64 {
@@ -369,6 +381,7 @@ func (t *tx) hold(ctx context.Context, id, reason string) error {
 	if err != nil || n == 0 {
 		return err
 	}
+	t.changed(id)
 	_, err = t.exec(ctx, "UPDATE jobs SET held = 1 WHERE mail_id = ?", id)
 	return err
 }

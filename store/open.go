@@ -52,6 +52,7 @@ type Store struct {
 	stopBack   context.CancelFunc
 
 	leases leases
+	fresh  freshMails
 	subsMu sync.Mutex
 	subs   map[chan struct{}]Topic
 
@@ -114,6 +115,7 @@ func newStore(o Options, fault func(string) error) (*Store, error) {
 		subs: map[chan struct{}]Topic{}, dirs: map[string]bool{}, stmts: map[string]*sql.Stmt{},
 	}
 	s.leases.init()
+	s.fresh.most = o.Fresh
 	if o.URL != "" {
 		if !strings.HasPrefix(o.URL, "postgres://") && !strings.HasPrefix(o.URL, "postgresql://") {
 			return nil, errors.New("store: the url must begin with postgres://")

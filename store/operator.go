@@ -244,7 +244,7 @@ func (s *Store) change(ctx context.Context, what, id string, f func(ctx context.
 		if st := MailState(state); st != MailQueued && st != MailHeld {
 			return fmt.Errorf("%w in the queue: it is %s", ErrNotFound, state)
 		}
-		t.queue = true
+		t.changed(id)
 		return f(ctx, t, MailState(state))
 	})
 	if err != nil {
@@ -350,7 +350,7 @@ func (t *tx) delete(ctx context.Context, id string, evs []event.Event) error {
 	if _, err := t.exec(ctx, "UPDATE jobs SET held = 1 WHERE mail_id = ?", id); err != nil {
 		return err
 	}
-	t.queue = true
+	t.changed(id)
 	if body != bodyPurged {
 		if err := t.purgeBody(ctx, id, body, blob, now); err != nil {
 			return err

@@ -67,6 +67,10 @@ func (s *Store) Claim(ctx context.Context, account string, n int) ([]*Claim, err
 	var bad []string
 	load := func(ctx context.Context, t *tx, ids map[int64]int64, order []int64) error {
 		for _, id := range order {
+			if c := s.fresh.take(id, ids[id]); c != nil {
+				out = append(out, c)
+				continue
+			}
 			c, mailID, err := t.claim(ctx, id, ids[id])
 			switch {
 			case errors.Is(err, ErrCorrupt):
@@ -848,7 +852,7 @@ func (t *tx) replan(ctx context.Context, mailID string, generation int64, jobs [
 			return err
 		}
 		for _, n := range mine {
-			if _, err := t.exec(ctx, "UPDATE recipients SET job_id = ?, state = ? WHERE mail_id = ? AND n = ?", job, string(RcptQueued), mailID, n); err != nil {
+			if _, err := t.exec(ctx, "UPDATE recipients SET job_id = ?, state = ? WHERE mail_id = ? AND n = ?", job.ID, string(RcptQueued), mailID, n); err != nil {
 				return err
 			}
 		}
@@ -867,8 +871,14 @@ func (t *tx) replan(ctx context.Context, mailID string, generation int64, jobs [
 	if _, err := t.exec(ctx, "UPDATE mails SET generation = ? WHERE id = ?", generation, mailID); err != nil {
 		return err
 	}
-	t.queue = true
+	t.changed(mailID)
 	return nil
+}
+
+// changed notes that a waiting mail is not what it was.
+func (t *tx) changed(id string) {
+	t.queue = true
+	t.onCommit(func() { t.s.fresh.drop(id) })
 }
 
 // busy reports whether a job is under a lease of anybody.

@@ -44,6 +44,7 @@ type Options struct {
 	KeepBodies time.Duration                 // how long the body of a mail that was sent stays; 0 = gone with the transaction that finishes it
 	MinFree    int64                         // Begin answers ErrNoSpace below so many free bytes in Dir, default 64 MiB; negative = no check
 	Lease      time.Duration                 // PostgreSQL: life of an unrenewed claim, default 2 min; living nodes renew theirs
+	Fresh      int64                         // SQLite: bytes of memory for mails just committed, so that their first delivery need not read them back; 0 = none
 	Provider   func(account string) string   // names the provider of an account for the events the store writes itself; may be nil
 }
 
@@ -188,6 +189,7 @@ type Claim struct {
 	Rcpts []Rcpt // of the job, not final and in no open call: free to be planned
 	Open  []Call // unsettled calls of this job: repeat unchanged, look up, or wait
 	token int64
+	body  []byte // nil: to be read, see ClaimBody
 
 	proven []string // calls among Open that an event has proved accepted
 }

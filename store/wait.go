@@ -188,7 +188,7 @@ func (t *tx) abandon(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	t.queue = true
+	t.changed(id)
 	if !open {
 		if _, err := t.exec(ctx, "UPDATE mails SET state = ? WHERE id = ?", string(MailDeleted), id); err != nil {
 			return err

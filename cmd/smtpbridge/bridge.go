@@ -67,6 +67,9 @@ type BridgeOptions struct {
 // forwardLanes is how many events are forwarded at once to one application.
 const forwardLanes = 8
 
+// freshBytes is the memory for mails that were just accepted, so that their first delivery need not read them back.
+const freshBytes = 8 << 20
+
 // shutdownGrace is how long a session in DATA may go on after a SIGTERM.
 const shutdownGrace = 30 * time.Second
 
@@ -91,7 +94,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if b.parts, err = makeParts(cfg, b.registry, gen, b.log); err != nil {
 		return nil, err
 	}
-	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Logf: b.logf, KeepBodies: cfg.Retention.Bodies.D()})
+	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Fresh: freshBytes, Logf: b.logf, KeepBodies: cfg.Retention.Bodies.D()})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
 	}
