@@ -254,10 +254,10 @@ func (s *Store) dsn(writer, fresh bool) string {
 		q.Add("_pragma", "secure_delete(1)")
 		q.Add("_pragma", "journal_size_limit(67108864)")
 		q.Add("_pragma", "wal_autocheckpoint(4000)")
-		q.Add("_pragma", "cache_size(-16000)")
+		q.Add("_pragma", "cache_size(-8000)")
 	default:
 		q.Add("_pragma", "query_only(1)")
-		q.Add("_pragma", "cache_size(-4000)")
+		q.Add("_pragma", "cache_size(-1000)")
 	}
 	u := url.URL{Scheme: "file", Path: filepath.Join(s.o.Dir, fileName), RawQuery: q.Encode()}
 	return u.String()

@@ -385,17 +385,23 @@ func (s Switch) String() string { return [...]string{"default", "on", "off"}[s] 
 // lossList is a list of losses without repeats, in order of discovery.
 type lossList struct {
 	list []Loss
-	seen map[Loss]bool
+	seen map[Loss]bool // of a list too long to be searched
 }
 
 func (l *lossList) add(losses ...Loss) {
+	const short = 16
 	for _, x := range losses {
-		if !l.seen[x] {
-			if l.seen == nil {
-				l.seen = map[Loss]bool{}
-			}
+		if l.seen[x] || l.seen == nil && slices.Contains(l.list, x) {
+			continue
+		}
+		l.list = append(l.list, x)
+		if l.seen != nil {
 			l.seen[x] = true
-			l.list = append(l.list, x)
+		} else if len(l.list) > short {
+			l.seen = make(map[Loss]bool, 2*short)
+			for _, y := range l.list {
+				l.seen[y] = true
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"golang.org/x/text/encoding/charmap"
@@ -204,9 +205,7 @@ func (e *editor) gapUpTo(off int64) error {
 	if off <= e.at {
 		return nil
 	}
-	// The validator reports the first octet that is wrong.
-	_, err := io.Copy(io.Discard, transform.NewReader(io.NewSectionReader(e.src, e.at, off-e.at), utf8Check{}))
-	switch err {
+	switch err := e.checkUTF8(e.at, off); err {
 	case nil:
 		e.copyUpTo(off)
 	case errNotUTF8:
@@ -217,6 +216,28 @@ func (e *editor) gapUpTo(off int64) error {
 	return nil
 }
 
+// gaps are buffers for what checkUTF8 reads: mostly a header.
+var gaps = sync.Pool{New: func() any { return new([8192]byte) }}
+
+// checkUTF8 returns errNotUTF8 when a part of the mail is not UTF-8.
+func (e *editor) checkUTF8(from, to int64) error {
+	buf := gaps.Get().(*[8192]byte)
+	defer gaps.Put(buf)
+	if to-from > int64(len(buf)) {
+		_, err := io.Copy(io.Discard, transform.NewReader(io.NewSectionReader(e.src, from, to-from), utf8Check{}))
+		return err
+	}
+	b := buf[:to-from]
+	if n, err := e.src.ReadAt(b, from); n < len(b) {
+		return err
+	}
+	if !utf8.Valid(b) {
+		return errNotUTF8
+	}
+	return nil
+}
+
+// utf8Check stops at the first octet that is wrong.
 type utf8Check struct{ transform.NopResetter }
 
 var errNotUTF8 = fmt.Errorf("not valid UTF-8")

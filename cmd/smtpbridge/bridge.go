@@ -68,7 +68,7 @@ type BridgeOptions struct {
 const forwardLanes = 8
 
 // freshBytes is the memory for mails that were just accepted, so that their first delivery need not read them back.
-const freshBytes = 8 << 20
+const freshBytes = 2 << 20
 
 // shutdownGrace is how long a session in DATA may go on after a SIGTERM.
 const shutdownGrace = 30 * time.Second

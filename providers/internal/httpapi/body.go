@@ -240,17 +240,24 @@ func (j *JSON) Base64(size int64, open func() io.ReadCloser) Value {
 	}})
 }
 
-// heads are buffers that tell whether a text is short enough for memory: most are, and only their text is kept.
-var heads = sync.Pool{New: func() any { return new([memoryText + 1]byte) }}
+// texts are the buffers that Text reads with: most texts are short enough for memory, and only they are kept. A reader that
+// is handed out is never used again: a transport may close it while it still reads.
+var texts = sync.Pool{New: func() any { return new(textBuffer) }}
+
+type textBuffer struct {
+	escapeReader
+	head [memoryText + 1]byte
+}
 
 // Text is a string: the UTF-8 text of open, escaped. Octets that are not UTF-8 become U+FFFD. An
 // error of open is reported by Body.
 func (j *JSON) Text(open func() io.ReadCloser) Value {
-	r := newEscapeReader(open())
+	buf := texts.Get().(*textBuffer)
+	defer texts.Put(buf)
+	r := &buf.escapeReader
+	r.reset(open())
 	defer r.Close()
-	buf := heads.Get().(*[memoryText + 1]byte)
-	defer heads.Put(buf)
-	head := buf[:]
+	head := buf.head[:]
 	n, err := io.ReadFull(r, head)
 	switch err {
 	case io.EOF, io.ErrUnexpectedEOF:
@@ -481,6 +488,8 @@ type escapeReader struct {
 }
 
 func newEscapeReader(src io.ReadCloser) *escapeReader { return &escapeReader{src: src} }
+
+func (r *escapeReader) reset(src io.ReadCloser) { r.src, r.have, r.buf, r.err = src, 0, nil, nil }
 
 func (r *escapeReader) Read(p []byte) (int, error) {
 	for len(r.buf) == 0 {
