@@ -212,6 +212,9 @@ func (t *tx) applyFact(ctx context.Context, mailID string, n int, e *event.Event
 	return err
 }
 
+// byRef is the condition for the calls of a reference, given twice: mostly it is the id of its call.
+const byRef = "id = ? AND ref = id UNION ALL SELECT " + callColumns + " FROM calls WHERE ref <> id AND ref = ? ORDER BY id"
+
 // match is what an event belongs to.
 type match struct {
 	mail  Mail
@@ -227,7 +230,7 @@ func (t *tx) correlate(ctx context.Context, e *event.Event) (*match, error) {
 	sameAccount := func(a string) bool { return e.Account == "" || a == e.Account }
 	id := ""
 	if e.Ref != "" {
-		calls, err := t.calls(ctx, "ref = ? ORDER BY id", e.Ref)
+		calls, err := t.calls(ctx, byRef, e.Ref, e.Ref)
 		if err != nil {
 			return nil, err
 		}

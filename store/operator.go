@@ -127,7 +127,7 @@ func (s *Store) Detail(ctx context.Context, id string) (*Detail, error) {
 func (t *tx) attempts(ctx context.Context, id string) ([]Attempt, error) {
 	var out []Attempt
 	// An attempt that has not ended has no line yet: its call tells of it.
-	err := t.each(ctx, `SELECT call_id, account, attempt, started, elapsed, state, kind, http_status, detail, recipients FROM attempts WHERE mail_id = ?
+	err := t.each(ctx, `SELECT call_id, account, attempt, started, elapsed, state, kind, http_status, detail, recipients FROM attempts WHERE call_id IN (SELECT id FROM calls WHERE mail_id = ?)
 		UNION ALL SELECT id, account, attempt, started, 0, state, '', 0, '', recipients FROM calls WHERE mail_id = ? AND state IN ('open', 'ambiguous')
 		AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.call_id = calls.id AND a.attempt = calls.attempt) ORDER BY started, call_id, attempt`,
 		[]any{id, id}, func(scan func(...any) error) error {
@@ -169,7 +169,7 @@ func (s *Store) find(ctx context.Context, key string, addresses bool) ([]string,
 		"SELECT mail_id FROM calls WHERE provider_message_id <> '' AND provider_message_id = ?",
 		"SELECT mail_id FROM recipients WHERE provider_message_id <> '' AND provider_message_id = ?",
 		"SELECT mail_id FROM recipients WHERE wire_message_id <> '' AND wire_message_id = ?",
-		"SELECT mail_id FROM calls WHERE ref = ?",
+		"SELECT mail_id FROM calls WHERE ref <> id AND ref = ?",
 		"SELECT mail_id FROM calls WHERE id = ?",
 		"SELECT mail_id FROM events WHERE id = ? AND mail_id <> ''",
 	}

@@ -195,7 +195,7 @@ func (t *tx) claim(ctx context.Context, job, token int64) (*Claim, string, error
 	if err != nil {
 		return nil, id, err
 	}
-	calls, err := t.calls(ctx, "job_id = ? AND state IN ('open', 'ambiguous', 'retry') ORDER BY id", job)
+	calls, err := t.calls(ctx, "mail_id = ? AND job_id = ? AND state IN ('open', 'ambiguous', 'retry') ORDER BY id", id, job)
 	if err != nil {
 		return nil, id, err
 	}
@@ -349,8 +349,8 @@ func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) 
 	}
 	state, unsettled := "", 0
 	free := map[int]bool{}
-	err := t.each(ctx, `SELECT m.state, r.n, (SELECT count(*) FROM calls c WHERE c.job_id = ? AND c.state IN ('open', 'ambiguous', 'retry'))
-		FROM mails m JOIN recipients r ON r.mail_id = m.id WHERE m.id = ? AND r.job_id = ?`, []any{c.Job.ID, c.Job.MailID, c.Job.ID},
+	err := t.each(ctx, `SELECT m.state, r.n, (SELECT count(*) FROM calls c WHERE c.mail_id = m.id AND c.job_id = r.job_id AND c.state IN ('open', 'ambiguous', 'retry'))
+		FROM mails m JOIN recipients r ON r.mail_id = m.id WHERE m.id = ? AND r.job_id = ?`, []any{c.Job.MailID, c.Job.ID},
 		func(scan func(...any) error) error {
 			var n int
 			err := scan(&state, &n, &unsettled)
@@ -367,7 +367,7 @@ func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) 
 	}
 	var rows []callRow
 	if unsettled > 0 {
-		if rows, err = t.calls(ctx, "job_id = ? AND state IN ('open', 'ambiguous', 'retry')", c.Job.ID); err != nil {
+		if rows, err = t.calls(ctx, "mail_id = ? AND job_id = ? AND state IN ('open', 'ambiguous', 'retry')", c.Job.MailID, c.Job.ID); err != nil {
 			return nil, err
 		}
 	}
