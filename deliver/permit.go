@@ -35,24 +35,40 @@ func (p *Planner) headerRules(env envelope.Envelope, rt *route.Route) HeaderRule
 }
 
 // addRcpts makes the recipients that headers ask for part of the envelope, where the route that would carry them permits it. They
-// are subject to routes and staging rules like those of RCPT TO.
-func (p *Planner) addRcpts(env *envelope.Envelope, msg *mime.Message, q route.Query, limit int) error {
-	asked := translate.ExtraRcpts(msg, translate.Settings{
+// are subject to routes and staging rules like those of RCPT TO. It returns the recipients of RCPT TO (folded) that a header
+// leaves out, which no header does without a permission of its own.
+func (p *Planner) addRcpts(env *envelope.Envelope, msg *mime.Message, q route.Query, limit int) (out map[string]bool, err error) {
+	asked, inPlace := translate.ExtraRcpts(msg, translate.Settings{
 		Dialects: p.headerRules(*env, &route.Route{}).Dialects, Permissions: []string{translate.PermitRecipients},
 	})
-	for _, x := range asked {
-		if slices.ContainsFunc(env.Rcpts, func(r envelope.Rcpt) bool { return envelope.Equal(r.Addr, x.Addr) }) {
-			continue
-		}
-		q.Rcpt = x.Addr
+	// permits looks at the route that would carry a recipient.
+	permits := func(addr string, classes ...string) bool {
+		q.Rcpt = addr
 		rt, ok := p.c.Routes.Lookup(q)
-		if !ok || !(translate.Settings{Permissions: p.headerRules(*env, rt).Permissions}).Permits(translate.PermitRecipients) {
-			continue // said as a loss of the plan
+		return ok && !slices.ContainsFunc(classes, func(c string) bool {
+			return !(translate.Settings{Permissions: p.headerRules(*env, rt).Permissions}).Permits(c)
+		})
+	}
+	has := func(list []envelope.Rcpt, addr string) bool {
+		return slices.ContainsFunc(list, func(r envelope.Rcpt) bool { return envelope.Equal(r.Addr, addr) })
+	}
+	if inPlace {
+		out = map[string]bool{}
+		for i, rc := range env.Rcpts {
+			if !has(asked, rc.Addr) && permits(rc.Addr, translate.PermitRecipients, translate.PermitReplace) {
+				out[envelope.Fold(rc.Addr)] = true
+				env.Rcpts[i].Notify = []string{"NEVER"} // he who wrote the header knows
+			}
+		}
+	}
+	for _, x := range asked {
+		if has(env.Rcpts, x.Addr) || !permits(x.Addr, translate.PermitRecipients) {
+			continue // not permitted: said as a loss of the plan
 		}
 		if limit > 0 && len(env.Rcpts) >= limit {
-			return refuse(552, 5, 5, 3, "the mail has more than %d recipients with those that its headers add", limit)
+			return nil, refuse(552, 5, 5, 3, "the mail has more than %d recipients with those that its headers add", limit)
 		}
 		env.Rcpts = append(env.Rcpts, x)
 	}
-	return nil
+	return out, nil
 }

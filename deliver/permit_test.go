@@ -1,12 +1,14 @@
 package deliver
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
 	"testing"
 
 	"smtpbridge/envelope"
+	"smtpbridge/event"
 	"smtpbridge/route"
 	"smtpbridge/translate"
 )
@@ -108,5 +110,69 @@ func TestBareFrom(t *testing.T) {
 		if want != "" && (plan.Mail.FromHeader != want || plan.Groups[0].Verdicts[0].Calls[0].From.Addr != want) {
 			t.Errorf("%q: %s", domain, plan.Mail.FromHeader)
 		}
+	}
+}
+
+// TestReplaceRecipients: X-SMTPAPI's to adds recipients, and leaves out others with a permission of its own alone. Each of RCPT TO
+// has a final event or the mail.
+func TestReplaceRecipients(t *testing.T) {
+	both := []string{"recipients", "replace-recipients"}
+	for _, tt := range []struct {
+		name    string
+		perms   []string
+		header  string
+		soft    bool
+		staging []string
+		sent    string // who gets the mail
+		reply   string
+	}{
+		{name: "both", perms: both, sent: "b@r.example real@r.example"},
+		{name: "recipients alone", perms: []string{"recipients"}, sent: "dummy@r.example b@r.example real@r.example"},
+		{name: "all is not enough", perms: []string{"all"}, sent: "dummy@r.example b@r.example real@r.example"},
+		{name: "all and it", perms: []string{"all", "replace-recipients"}, sent: "b@r.example real@r.example"},
+		{name: "alone it drops nobody", perms: []string{"replace-recipients"}, sent: "dummy@r.example b@r.example"},
+		{name: "no permission", sent: "dummy@r.example b@r.example"},
+		{name: "to is empty", perms: both, header: `X-SMTPAPI: {"to": []}`, sent: "dummy@r.example b@r.example"},
+		{name: "no to", perms: both, header: `X-SMTPAPI: {"category": "x"}`, sent: "dummy@r.example b@r.example"},
+		{name: "another vendor's adds", perms: both, header: `X-MC-BccAddress: real@r.example`, sent: "dummy@r.example b@r.example real@r.example"},
+		{name: "soft bounce", perms: both, soft: true, sent: "b@r.example real@r.example"},
+		{name: "nobody is left", perms: both, header: `X-SMTPAPI: {"to": ["real@elsewhere.example"]}`, staging: []string{"r.example"}, reply: "550 5.7.1 <real@elsewhere.example> is not among allow_recipients"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := NewPlanner(PlannerConfig{
+				Accounts: planAccounts(), SoftBounce: tt.soft,
+				Routes:    table(t, route.Route{Senders: []string{"example.com"}, Accounts: []string{"full"}, AllowRecipients: tt.staging}),
+				Listeners: map[string]HeaderRules{"apps": {Permissions: tt.perms}},
+			})
+			header := cmp.Or(tt.header, `X-SMTPAPI: {"to": ["Real <real@r.example>", "b@R.example"]}`)
+			plan, err := p.Plan(planRequest(header+"\r\n"+plainMail, "app@example.com", "dummy@r.example", "b@r.example"))
+			if tt.reply != "" {
+				if err == nil || !strings.HasPrefix(err.Error(), tt.reply) {
+					t.Errorf("got %v, want %s", err, tt.reply)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var sent []string
+			rcpts := plan.Mail.Envelope.Rcpts
+			for _, j := range plan.Jobs {
+				for _, n := range j.Rcpts {
+					sent = append(sent, rcpts[n].Addr)
+				}
+			}
+			if got := strings.Join(sent, " "); got != tt.sent {
+				t.Errorf("sent to %s, want %s", got, tt.sent)
+			}
+			if len(plan.Events) != len(plan.Refused) || len(sent)+len(plan.Refused) != len(rcpts) {
+				t.Errorf("%d recipients, %d sent, %d refused, %d events", len(rcpts), len(sent), len(plan.Refused), len(plan.Events))
+			}
+			for _, e := range plan.Events {
+				if e.Kind != event.Rejected || e.Recipient != "dummy@r.example" || !strings.Contains(e.Diagnostic, "in place of those of RCPT TO") || !slices.Equal(rcpts[0].Notify, []string{"NEVER"}) {
+					t.Errorf("event %+v, notify %v", e, rcpts[0].Notify)
+				}
+			}
+		})
 	}
 }

@@ -202,6 +202,7 @@ type RcptRefusal struct {
 	Rcpt    envelope.Rcpt
 	Kind    event.Kind // rejected (by policy) or failed (cannot be expressed)
 	Refusal *Refusal
+	Wanted  bool // the mail itself leaves the recipient out
 }
 
 // Plan reads the mail and decides. The error is a *Refusal when no recipient can ever be delivered;
@@ -289,7 +290,7 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 	if len(plan.Jobs) == 0 {
 		return plan, firstRefusal(plan.Refused)
 	}
-	if p.c.SoftBounce && len(plan.Refused) > 0 {
+	if p.c.SoftBounce && slices.ContainsFunc(plan.Refused, unwanted) {
 		return plan, firstRefusal(plan.Refused) // made temporary: nobody is dropped for good
 	}
 	slices.SortFunc(plan.Refused, func(a, b RcptRefusal) int { return a.N - b.N })
@@ -314,13 +315,15 @@ func checkFrom(msg *mime.Message) error {
 // judges the accounts of each group.
 func (p *Planner) routeAll(plan *Plan, env *envelope.Envelope, msg *mime.Message, maxRcpts int) error {
 	q := route.Query{From: plan.From, EnvelopeFrom: env.From, Listener: env.Listener, User: env.AuthUser, Header: msg.Header.Get}
-	if err := p.addRcpts(env, msg, q, maxRcpts); err != nil {
+	leftOut, err := p.addRcpts(env, msg, q, maxRcpts)
+	if err != nil {
 		return err
 	}
 	type target struct {
-		rcpt  envelope.Rcpt
-		route *route.Route
-		block *Refusal
+		rcpt    envelope.Rcpt
+		route   *route.Route
+		block   *Refusal
+		leftOut bool // as the mail wants it
 	}
 	var targets []target
 	seen := map[string]bool{}
@@ -334,6 +337,8 @@ func (p *Planner) routeAll(plan *Plan, env *envelope.Envelope, msg *mime.Message
 		q.Rcpt = rc.Addr
 		rt, ok := p.c.Routes.Lookup(q)
 		switch {
+		case leftOut[envelope.Fold(rc.Addr)]:
+			add(target{rcpt: rc, leftOut: true, block: refuse(550, 5, 7, 1, "%s is not among the recipients that the X-SMTPAPI header names in place of those of RCPT TO", quoteAddr(rc.Addr))})
 		case !ok:
 			add(target{rcpt: rc, block: p.noRoute(q)})
 		case len(rt.RedirectAllTo) > 0:
@@ -351,7 +356,7 @@ func (p *Planner) routeAll(plan *Plan, env *envelope.Envelope, msg *mime.Message
 	for i, t := range targets {
 		env.Rcpts = append(env.Rcpts, t.rcpt)
 		if t.block != nil {
-			plan.Refused = append(plan.Refused, RcptRefusal{N: i, Rcpt: t.rcpt, Kind: event.Rejected, Refusal: t.block})
+			plan.Refused = append(plan.Refused, RcptRefusal{N: i, Rcpt: t.rcpt, Kind: event.Rejected, Refusal: t.block, Wanted: t.leftOut})
 			continue
 		}
 		j := slices.IndexFunc(groups, func(g Group) bool { return g.Route == t.route })
@@ -586,10 +591,12 @@ func firstRefusal(rs []RcptRefusal) error {
 	if len(rs) == 0 {
 		return refuse(554, 5, 5, 1, "the mail has no recipients")
 	}
-	r := *rs[0].Refusal
+	r := *rs[max(slices.IndexFunc(rs, unwanted), 0)].Refusal
 	r.Each = rs
 	return &r
 }
+
+func unwanted(r RcptRefusal) bool { return !r.Wanted }
 
 func (p *Planner) refusedEvent(plan *Plan, r RcptRefusal) event.Event {
 	m := &plan.Mail

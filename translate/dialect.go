@@ -56,6 +56,7 @@ type wish struct {
 	bad             *RefusalError // the first malformed header, for BadOptionsReject
 	raws            []rawOption
 	any             bool // a header was read
+	inPlace         bool // its recipients are meant in place of those of RCPT TO
 
 	set         *Settings
 	cur         hit

@@ -390,6 +390,7 @@ func sendgridTo(w *wish, raw json.RawMessage) error {
 			return err
 		}
 	}
+	w.inPlace = w.inPlace || len(list) > 0
 	once(w, "expose_rcpts", &w.ExposeRcpts, Off)
 	return nil
 }

@@ -264,7 +264,7 @@ var dialects = []dialect{
 
 // sendgridKeys are the members of X-SMTPAPI. sub and section are read together with to, after the others.
 var sendgridKeys = []key{
-	{name: "to", means: "extra_rcpt to, expose_rcpts off", permit: PermitRecipients, parse: sendgridTo},
+	{name: "to", means: "extra_rcpt to, expose_rcpts off; in place of RCPT TO with the permission replace-recipients", permit: PermitRecipients, parse: sendgridTo},
 	{name: "sub", means: "merge.subst per recipient", parse: ignoredHere},
 	{name: "section", means: "merge.subst, expanded in sub", parse: ignoredHere},
 	{name: "category", means: "tags", parse: tagsMember},

@@ -112,11 +112,14 @@ const (
 	PermitTemplate    = "template"    // a stored template in place of the mail
 	PermitNotify      = "notify"      // events are sent to an address of the mail's choice
 	PermitExtra       = "esp-extra"   // members of the request itself
+	// PermitReplace lets recipients that a header names stand in place of those of RCPT TO (SendGrid's to), where
+	// PermitRecipients is given too. It is no part of "all": who gives that does not expect that a recipient is left out.
+	PermitReplace = "replace-recipients"
 )
 
-// Permissions lists the classes, for the configuration. "all" stands for all of them.
+// Permissions lists the classes, for the configuration. "all" stands for all of them but PermitReplace.
 func Permissions() []string {
-	return []string{PermitRecipients, PermitSubaccount, PermitSender, PermitSuppression, PermitTemplate, PermitNotify, PermitExtra}
+	return []string{PermitRecipients, PermitSubaccount, PermitSender, PermitSuppression, PermitTemplate, PermitNotify, PermitExtra, PermitReplace}
 }
 
 // Values of Settings.BadOptions.
@@ -128,10 +131,9 @@ const (
 // ExtraRcpts gives the recipients that permitted headers add. The caller makes them part of the envelope
 // before the mail is answered for; Apply itself never adds anybody. Addresses that are not valid are left out and
 // are a loss of the plan. Whether one of them is visible is decided like for every recipient: by
-// To and Cc alone, so nobody is shown by an option.
-func ExtraRcpts(m *mime.Message, s Settings) []envelope.Rcpt {
+// To and Cc alone, so nobody is shown by an option. inPlace: they are meant in place of those of RCPT TO.
+func ExtraRcpts(m *mime.Message, s Settings) (out []envelope.Rcpt, inPlace bool) {
 	w := readWish(m.Header, s)
-	var out []envelope.Rcpt
 	seen := map[string]bool{}
 	for _, x := range w.ExtraRcpts {
 		if k := envelope.Fold(x.Addr); !seen[k] {
@@ -139,7 +141,7 @@ func ExtraRcpts(m *mime.Message, s Settings) []envelope.Rcpt {
 			out = append(out, envelope.Rcpt{Addr: x.Addr})
 		}
 	}
-	return out
+	return out, w.inPlace
 }
 
 // feature is an option of one value: a capability or a loss. The table drives the planner, its tests and the documentation.
@@ -391,7 +393,7 @@ func (p *planner) special(w *wish, can bool) error {
 
 // Permits reports whether the settings grant a class.
 func (s Settings) Permits(class string) bool {
-	return slices.Contains(s.Permissions, class) || slices.Contains(s.Permissions, "all")
+	return slices.Contains(s.Permissions, class) || class != PermitReplace && slices.Contains(s.Permissions, "all")
 }
 
 // cleanBlock is clean for a text that may have several lines.

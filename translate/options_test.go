@@ -96,14 +96,14 @@ func TestBadOptions(t *testing.T) {
 func TestExtraRcpts(t *testing.T) {
 	m := message("X-MC-BccAddress", "audit@example.net", "X-MSYS-API", `{"archive":["audit@EXAMPLE.net","a@example.com"],"cc":["c@example.com"]}`)
 	m.To = addrs("a@example.com")
-	if got := ExtraRcpts(m, Settings{}); got != nil {
+	if got, _ := ExtraRcpts(m, Settings{}); got != nil {
 		t.Errorf("without permission: %v", got)
 	}
 	set := Settings{Permissions: []string{PermitRecipients}}
-	extra := ExtraRcpts(m, set)
+	extra, inPlace := ExtraRcpts(m, set)
 	want := rcpts("audit@example.net", "c@example.com", "a@example.com")
-	if fmt.Sprint(extra) != fmt.Sprint(want) {
-		t.Fatalf("got %v, want %v", extra, want)
+	if fmt.Sprint(extra) != fmt.Sprint(want) || inPlace {
+		t.Fatalf("got %v, in place of RCPT TO: %t; want %v, false", extra, inPlace, want)
 	}
 	for name, caps := range map[string]Capabilities{
 		"json":       {JSON: true, Cc: true, Bcc: true},
@@ -399,7 +399,8 @@ func TestMatrix(t *testing.T) {
 				set := Settings{Permissions: []string{"all"}, Provider: provider}
 				r := request(msg, caps, "a@example.com", "b@example.com")
 				r.Settings, r.Envelope.Received = set, time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
-				for _, x := range ExtraRcpts(msg, set) {
+				extra, _ := ExtraRcpts(msg, set)
+				for _, x := range extra {
 					if !slices.ContainsFunc(r.Rcpts, func(o envelope.Rcpt) bool { return envelope.Equal(o.Addr, x.Addr) }) {
 						r.Rcpts = append(r.Rcpts, x)
 					}
@@ -532,6 +533,11 @@ another provider it is a loss.
 Header fields can come from form input or with forwarded mail. Rows with a permission count only where ` + "`permissions = [...]`" + ` of the
 listener, of the user or of the route names it ("all": every one); otherwise they are a loss. An added recipient is one like those of RCPT
 TO: routes, staging rules and ` + "`max_recipients`" + ` hold for it, it is in the queue before the 250, and nobody sees it.
+
+At SendGrid the ` + "`to`" + ` of X-SMTPAPI stands in place of the recipients of RCPT TO: applications give a dummy there. Here everybody
+named in either gets the mail, once, unless the permission ` + "`replace-recipients`" + ` is given beside ` + "`recipients`" + ` (it is no part of "all").
+Then a recipient of RCPT TO that ` + "`to`" + ` does not name is left out: a ` + "`rejected`" + ` event says so, and no DSN mail is written about it.
+
 ` + "`dialects = [...]`" + ` of a listener, or of a user in place of his listener's, says which tables are read at all. In mail that is
 taken from an ESP, and in the bridge's own, none is.
 `)

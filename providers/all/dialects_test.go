@@ -125,7 +125,8 @@ func (e *dialectEnd) send(t *testing.T, fields string, tracking translate.Switch
 		"MIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary=b\r\n\r\n--b\r\nContent-Type: text/plain\r\n\r\nDear -name- *|NAME|* %recipient.name%\r\n--b\r\n"+
 		"Content-Type: text/html\r\n\r\n<p>Dear -name- *|NAME|* %recipient.name%</p>\r\n--b--\r\n")
 	env := envelope.Envelope{ID: "q", From: "sender@example.com", Received: dialectNow, Rcpts: []envelope.Rcpt{{Addr: "one@example.org"}, {Addr: "two@example.org"}}}
-	for _, x := range translate.ExtraRcpts(m, set) {
+	extra, _ := translate.ExtraRcpts(m, set)
+	for _, x := range extra {
 		if !slices.ContainsFunc(env.Rcpts, func(r envelope.Rcpt) bool { return envelope.Equal(r.Addr, x.Addr) }) {
 			env.Rcpts = append(env.Rcpts, x)
 		}
