@@ -109,6 +109,7 @@ type Refusal struct {
 	Code     int
 	Enhanced [3]int
 	Text     string
+	Lines    []string      // where accounts refuse for different reasons: one line for each, Text has them all
 	Each     []RcptRefusal // where it stands for several: the one of each recipient
 }
 
@@ -438,9 +439,6 @@ func (p *Planner) judgeOne(env envelope.Envelope, msg *mime.Message, g *Group, a
 		v := p.verdict(env, msg, g.Route, rcpts, name)
 		g.Verdicts = append(g.Verdicts, v)
 		if v.Refusal != nil {
-			if g.Refusal == nil {
-				g.Refusal = v.Refusal
-			}
 			continue
 		}
 		g.Accounts = append(g.Accounts, name)
@@ -453,18 +451,52 @@ func (p *Planner) judgeOne(env envelope.Envelope, msg *mime.Message, g *Group, a
 			}
 		}
 	}
-	if len(g.Accounts) > 0 {
-		g.Refusal = nil
-	} else if g.Refusal == nil {
-		g.Refusal = refuse(550, 5, 7, 1, "route %q has no usable account", g.Name())
+	if len(g.Accounts) == 0 {
+		g.Refusal = refusedByAll(g)
 	}
+}
+
+// refusedByAll says why no account takes the mail: where they have different reasons, that of each. The code is the first one's.
+func refusedByAll(g *Group) *Refusal {
+	if len(g.Verdicts) == 0 {
+		return refuse(550, 5, 7, 1, "route %q has no usable account", g.Name())
+	}
+	first := g.Verdicts[0].Refusal
+	if !slices.ContainsFunc(g.Verdicts, func(v Verdict) bool { return v.Refusal.Text != first.Text }) {
+		return first
+	}
+	var reasons []string
+	accounts := map[string][]string{}
+	for _, v := range g.Verdicts {
+		why := v.Refusal.reason(v.Account)
+		if accounts[why] == nil {
+			reasons = append(reasons, why)
+		}
+		accounts[why] = append(accounts[why], v.Account)
+	}
+	r := *first
+	r.Lines = nil
+	for _, why := range reasons {
+		who := "account "
+		if len(accounts[why]) > 1 {
+			who = "accounts "
+		}
+		r.Lines = append(r.Lines, event.Clean(who+strings.Join(accounts[why], ", ")+": "+why, event.MaxText))
+	}
+	r.Text = event.Clean(strings.Join(r.Lines, " | "), event.MaxText)
+	return &r
+}
+
+// reason is the text of an account's refusal without its name in front.
+func (r *Refusal) reason(account string) string {
+	return strings.TrimLeft(strings.TrimPrefix(r.Text, "account "+account), ": ")
 }
 
 func (p *Planner) verdict(env envelope.Envelope, msg *mime.Message, rt *route.Route, rcpts []envelope.Rcpt, name string) Verdict {
 	v := Verdict{Account: name}
 	a, ok := p.c.Accounts[name]
 	if !ok {
-		v.Refusal = refuse(550, 5, 7, 1, "account %q is not configured", name)
+		v.Refusal = refuse(550, 5, 7, 1, "account %s is not configured", name)
 		return v
 	}
 	var err error

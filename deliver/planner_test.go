@@ -109,6 +109,38 @@ func TestPlanRefusals(t *testing.T) {
 	}
 }
 
+// Where accounts refuse for different reasons the reply has a line for each; the same reason is said once.
+func TestEachAccountSaysWhy(t *testing.T) {
+	long := strings.ReplaceAll(signedMail, "hello", strings.Repeat("hello\r\n", 100))
+	for _, c := range []struct {
+		name     string
+		accounts []string
+		mail     string
+		code     string
+		lines    []string // beginnings, nil: one line
+	}{
+		{"one account", []string{"full"}, signedMail, "554 5.6.3 account full cannot send", nil},
+		{"the same reason", []string{"full", "ascii"}, signedMail, "554 5.6.3 accounts full, ascii: cannot send", []string{"accounts full, ascii: cannot send this mail unchanged: signature"}},
+		{"different ones", []string{"full", "small", "ascii"}, long, "554 5.6.3 accounts full, ascii: cannot send", []string{"accounts full, ascii: cannot send this mail unchanged", "account small: the message"}},
+		{"the first one's code", []string{"small", "full"}, long, "552 5.3.4 account small: the message", []string{"account small: the message", "account full: cannot"}},
+		{"not configured", []string{"gone", "full"}, signedMail, "550 5.7.1 account gone: is not configured", []string{"account gone: is not configured", "account full: cannot"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := NewPlanner(PlannerConfig{Routes: table(t, route.Route{Senders: []string{"*"}, Accounts: c.accounts}), Accounts: planAccounts()})
+			_, err := p.Plan(planRequest(c.mail, "", "r@r.example"))
+			var r *Refusal
+			if !errors.As(err, &r) || !strings.HasPrefix(r.Error(), c.code) || len(r.Lines) != len(c.lines) || len(r.Text) > event.MaxText {
+				t.Fatalf("got %v, lines %q", err, r.Lines)
+			}
+			for i, want := range c.lines {
+				if !strings.HasPrefix(r.Lines[i], want) {
+					t.Errorf("line %d: %q, want %q", i, r.Lines[i], want)
+				}
+			}
+		})
+	}
+}
+
 type badDisk struct{}
 
 func (badDisk) ReadAt([]byte, int64) (int, error) { return 0, errDisk }

@@ -89,6 +89,7 @@ type gate struct {
 	swallow   bool     // go-smtp's replies to a message that was abandoned
 	path      string   // address of the running MAIL or RCPT, as spelt and qualified
 	lmtp      []string // replies to a message where recipients fare differently; they replace go-smtp's
+	more      []string // further lines of the reply that go-smtp is about to give
 	saslBad   bool
 	user      string // logged in as
 	authFails int
@@ -462,7 +463,7 @@ func (g *gate) nextSASL() {
 // nextCommand reads commands until one is for go-smtp, or the session is over.
 func (g *gate) nextCommand() {
 	g.setBusy(false)
-	g.swallow, g.lmtp = false, nil
+	g.swallow, g.lmtp, g.more = false, nil, nil
 	if g.again {
 		g.again = false
 		g.dispatch()
@@ -903,7 +904,7 @@ func (g *gate) written(p []byte) {
 		}
 		line := string(g.out[:i])
 		g.out = g.out[i+2:]
-		if len(line) >= 4 && line[3] == ' ' { // all our texts have one line; EHLO's lines are replaced
+		if len(line) >= 4 && line[3] == ' ' { // further lines of ours are in more; EHLO's lines are replaced
 			g.replied(line)
 		}
 	}
@@ -983,8 +984,14 @@ func (g *gate) replied(line string) {
 		}
 	}
 	if !g.dead {
+		enh, _, _ := strings.Cut(rest, " ")
+		for _, next := range g.more { // each line has the enhanced code (RFC 2034 4)
+			g.bw.WriteString(code + "-" + rest + "\r\n")
+			rest = enh + " " + next
+		}
 		g.bw.WriteString(code + " " + rest + "\r\n")
 	}
+	g.more = nil
 	switch {
 	case g.cur.verb == "AUTH" && code[0] == '5':
 		if code == "535" && g.authFails >= authPerSession {

@@ -107,6 +107,22 @@ func replyText(s string) string {
 	return strings.TrimSpace(b.String())
 }
 
+// maxReplyLines bounds a reply: who reads it reads no more, and some clients keep no more.
+const maxReplyLines = 10
+
+// replyLines are the lines of a reply, each fit for one.
+func replyLines(lines []string) (out []string) {
+	for i, s := range lines {
+		if i == maxReplyLines-1 && len(lines) > maxReplyLines {
+			return append(out, fmt.Sprintf("and %d more", len(lines)-i))
+		}
+		if s = replyText(s); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // smtpError is the only place where a refusal becomes go-smtp's error.
 func (r *Refusal) smtpError() *gosmtp.SMTPError {
 	code, enh := r.Code, r.Enhanced

@@ -572,7 +572,11 @@ func (in *incoming) result() error {
 	case len(in.each) > 0:
 		return in.results()
 	case in.refusal != nil:
-		return in.s.reject(in.refusal, slog.String("id", in.env.ID), in.s.g.gen.cfg.addrAttr("from", in.env.From))
+		e := in.s.reject(in.refusal, slog.String("id", in.env.ID), in.s.g.gen.cfg.addrAttr("from", in.env.From))
+		if lines := replyLines(in.refusal.Lines); len(lines) > 1 && !in.s.g.l.LMTP {
+			e.Message, in.s.g.more = lines[0], lines[1:]
+		}
+		return e
 	}
 	return in.accepted()
 }

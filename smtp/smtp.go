@@ -70,7 +70,8 @@ type Refusal struct {
 	Code     int    // 400-599
 	Enhanced [3]int // RFC 3463; zero: Code's class with 0.0
 	Text     string
-	Reason   string // short word for log and metrics; default "refused"
+	Lines    []string // Text in several lines, for a reply to DATA or the last BDAT of SMTP; nil: Text is one line
+	Reason   string   // short word for log and metrics; default "refused"
 }
 
 func (r *Refusal) Error() string {

@@ -142,7 +142,7 @@ func (t *transaction) refuseRcpt(addr string, r *smtp.Refusal) {
 }
 
 func smtpRefusal(r *deliver.Refusal) *smtp.Refusal {
-	return &smtp.Refusal{Code: r.Code, Enhanced: r.Enhanced, Text: r.Text}
+	return &smtp.Refusal{Code: r.Code, Enhanced: r.Enhanced, Text: r.Text, Lines: r.Lines}
 }
 
 // allowedFrom gives the From patterns of a user; nil = any (the routes decide).
