@@ -27,6 +27,7 @@ type Metrics struct {
 	authFailures  *prometheus.CounterVec
 	commits       prometheus.Histogram
 	calls         *prometheus.HistogramVec
+	waits         *prometheus.HistogramVec
 	webhooks      *prometheus.HistogramVec
 	webhookEvents *prometheus.CounterVec
 	badSignatures *prometheus.CounterVec
@@ -63,6 +64,8 @@ func NewMetrics(version string, st *store.Store) *Metrics {
 	m.reg.MustRegister(commits)
 	m.commits = commits
 	m.calls = histogram("api_call_seconds", "API calls, by what they came to.", slow, "account", "result")
+	m.waits = histogram("queue_wait_seconds", "Time from acceptance, or from the time a mail asked for, to its first API call.",
+		[]float64{.01, .05, .25, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600}, "account")
 	m.webhooks = histogram("webhook_seconds", "Webhook requests, by HTTP status.", fast, "account", "status")
 	m.webhookEvents = counter("webhook_events_total", "Events received, by kind.", "account", "kind")
 	m.badSignatures = counter("webhook_bad_signatures_total", "Webhook requests that did not verify.", "account")
@@ -109,6 +112,11 @@ func (m *Metrics) Commit(elapsed time.Duration) { m.commits.Observe(elapsed.Seco
 // Call tells of a finished API call.
 func (m *Metrics) Call(account, result string, elapsed time.Duration) {
 	m.calls.WithLabelValues(account, result).Observe(elapsed.Seconds())
+}
+
+// Waited tells how long a mail waited for its first call.
+func (m *Metrics) Waited(account string, wait time.Duration) {
+	m.waits.WithLabelValues(account).Observe(wait.Seconds())
 }
 
 // Webhook tells of an answered webhook request; account is "" for requests to no account.

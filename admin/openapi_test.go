@@ -199,6 +199,8 @@ func TestMetricsInDocs(t *testing.T) {
 	m.WebhookEvent("a", "sent")
 	m.BadSignature("a")
 	m.SinkWritten("file", 1)
+	m.Waited("a", 90*time.Second)
+	m.WatchLog(func() int64 { return 0 })
 	m.alarm("backlog", "", true)
 	families, err := m.reg.Gather()
 	if err != nil {
@@ -242,6 +244,36 @@ func TestMetricsInDocs(t *testing.T) {
 		if len(slices.Compact(names)) < 5 {
 			t.Errorf("%s names %v", file, names)
 		}
+	}
+	// The page of operations has every metric of ours with its labels, and no other.
+	page, err := os.ReadFile(filepath.Join("..", "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| (`smtpbridge_[^|]+) \\|([^|]*)\\|").FindAllStringSubmatch(string(page), -1) {
+		for _, n := range regexp.MustCompile(`smtpbridge_[a-z_]+`).FindAllString(row[1], -1) {
+			documented[n] = strings.NewReplacer("`", "", " ", "").Replace(row[2])
+		}
+	}
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "smtpbridge_") {
+			continue
+		}
+		var has []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			has = append(has, l.GetName())
+		}
+		want, ok := documented[f.GetName()]
+		given := slices.DeleteFunc(strings.Split(want, ","), func(l string) bool { return l == "" })
+		slices.Sort(given)
+		if !ok || !slices.Equal(given, has) {
+			t.Errorf("operations.md has %s with labels %q, it has %q", f.GetName(), want, has)
+		}
+		delete(documented, f.GetName())
+	}
+	for n := range documented {
+		t.Errorf("operations.md: there is no metric %s", n)
 	}
 	// Labels are few: names from the configuration and our own words.
 	for l := range labels {

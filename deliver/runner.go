@@ -45,6 +45,8 @@ type RunnerConfig struct {
 	// Nodes is how many bridges share the queue now: each takes its part of an account's rate. nil = one.
 	Nodes   func() int
 	Refresh time.Duration // how often account states that other nodes write are read; 0 = 10 s
+	// Waited is told how long a mail waited for its first call, from its acceptance or the time it was asked for; nil = nobody.
+	Waited func(account string, wait time.Duration)
 	// Observe is told of every finished call, for metrics; outcome is "accepted", "refused" or a kind of failure. nil = nobody.
 	Observe func(account, outcome string, elapsed time.Duration)
 }
@@ -59,6 +61,7 @@ type Runner struct {
 	refresh time.Duration
 	nodes   func() int
 	observe func(account, outcome string, elapsed time.Duration)
+	waited  func(account string, wait time.Duration)
 
 	planner atomic.Pointer[Planner]
 	parsed  parsedMails
@@ -83,7 +86,7 @@ type Runner struct {
 // NewRunner makes a Runner. Nothing happens before Run.
 func NewRunner(c RunnerConfig) *Runner {
 	r := &Runner{
-		q: c.Queue, clock: c.Clock, grace: c.Grace, refresh: c.Refresh, nodes: c.Nodes, observe: c.Observe,
+		q: c.Queue, clock: c.Clock, grace: c.Grace, refresh: c.Refresh, nodes: c.Nodes, observe: c.Observe, waited: c.Waited,
 		lanes: map[string]*lane{}, expect: map[string][]*Expectation{}, reload: make(chan struct{}, 1),
 		workCtx: context.Background(),
 	}
@@ -105,6 +108,9 @@ func NewRunner(c RunnerConfig) *Runner {
 	}
 	if r.observe == nil {
 		r.observe = func(string, string, time.Duration) {}
+	}
+	if r.waited == nil {
+		r.waited = func(string, time.Duration) {}
 	}
 	r.setPlanner(c.Planner)
 	return r

@@ -583,6 +583,9 @@ func (w *work) make(it *item) {
 		return
 	}
 	it.call, it.started = started[0], true
+	if it.call.Attempt == 1 && w.c.Job.Attempts == 0 {
+		w.r.waited(w.l.name, max(0, w.r.clock.Now().Sub(w.c.Job.Created)))
+	}
 	begin := w.r.clock.Mono()
 	out, err := w.a.Provider.Send(w.ctx(), it.mail)
 	it.elapsed = w.r.clock.Mono() - begin

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync"
 	"syscall"
 
 	"smtpbridge/event"
@@ -25,13 +24,12 @@ import (
 // out again. A line without its end is a torn write and cut off. So no line is missing and none doubled,
 // wherever the process or the machine stopped.
 //
-// The file may be moved away at any time (logrotate): its name is looked at before each batch, and
-// Reopen, wired to SIGHUP, closes it at once. Emptying it in place (copytruncate) is noticed, but a
+// The file may be moved away at any time (logrotate): its name is looked at before each batch, and a
+// reload closes it at once. Emptying it in place (copytruncate) is noticed, but a
 // rotation tool that works so loses what is written meanwhile.
 type File struct {
 	path, name string
 
-	mu     sync.Mutex // Reopen comes from outside
 	f      *os.File
 	offset int64 // end of what is known to be written
 	torn   int64 // where a failed write began that could not be undone, -1: nowhere
@@ -89,9 +87,7 @@ func (s *File) Name() string { return s.name }
 
 // Open finds what was written and not noted, and returns the store's cursor to follow from.
 func (s *File) Open(_ context.Context, cursor string) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.close()
+	s.Close()
 	s.adopted = map[fact]bool{}
 	var c fileCursor
 	if cursor != "" {
@@ -236,8 +232,6 @@ func (s *File) adoptMoved(c fileCursor) error {
 
 // Write appends the events, fsyncs, and returns the place to be noted.
 func (s *File) Write(_ context.Context, evs []event.Event, next string) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err := s.current(); err != nil {
 		return "", err
 	}
@@ -287,7 +281,7 @@ func (s *File) append() error {
 	if terr := s.f.Truncate(s.offset); terr != nil {
 		s.torn = s.offset
 	}
-	s.close()
+	s.Close()
 	return fmt.Errorf("write %s: %w", s.path, err)
 }
 
@@ -307,7 +301,7 @@ func (s *File) current() error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		s.close()
+		s.Close()
 	}
 	if err := s.open(); err != nil {
 		return err
@@ -355,21 +349,8 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// Reopen closes the file; the next batch opens whatever is at the path then.
-func (s *File) Reopen() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.close()
-}
-
 // Close closes the file.
 func (s *File) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.close()
-}
-
-func (s *File) close() error {
 	if s.f == nil {
 		return nil
 	}

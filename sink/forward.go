@@ -117,6 +117,13 @@ func (f *Forward) Name() string { return f.name }
 // Open returns the stored cursor, which is the store's own.
 func (f *Forward) Open(_ context.Context, cursor string) (string, error) { return cursor, nil }
 
+// Inherit goes on with the batch that the other one left.
+func (f *Forward) Inherit(old Sink) {
+	if o, ok := old.(*Forward); ok {
+		f.done, f.refused = o.done, o.refused
+	}
+}
+
 // Close drops idle connections.
 func (f *Forward) Close() error {
 	f.Client.CloseIdleConnections()

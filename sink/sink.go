@@ -13,7 +13,6 @@ package sink
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -45,10 +44,6 @@ type Sink interface {
 	Close() error
 }
 
-// Reopener is optional: Reopen makes a sink open its file anew, after it was moved away. It may be
-// called at any time from any goroutine.
-type Reopener interface{ Reopen() }
-
 // Ticker is optional: Tick is called before each look for events, at least once every Config.Poll, for
 // work that time gives rise to.
 type Ticker interface {
@@ -73,7 +68,12 @@ type Config struct {
 
 // Runner follows the store's events for a set of sinks.
 type Runner struct {
-	Config
+	Config // Sinks are those of now
+
+	mu     sync.Mutex
+	ctx    context.Context // of Run, nil before it and at its end
+	stints map[string]*stint
+	wg     sync.WaitGroup
 }
 
 // New makes a Runner. Two sinks of one name would share a place, which is refused.
@@ -81,12 +81,8 @@ func New(c Config) (*Runner, error) {
 	if c.Source == nil {
 		return nil, errors.New("sink: no source of events")
 	}
-	seen := map[string]bool{}
-	for _, s := range c.Sinks {
-		if seen[s.Name()] {
-			return nil, fmt.Errorf("two event sinks are the same: %s", s.Name())
-		}
-		seen[s.Name()] = true
+	if err := Distinct(c.Sinks); err != nil {
+		return nil, err
 	}
 	if c.Batch <= 0 {
 		c.Batch = 500
@@ -102,32 +98,29 @@ func New(c Config) (*Runner, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Runner{c}, nil
-}
-
-// Reopen makes every sink that has a file open it anew.
-func (r *Runner) Reopen() {
-	for _, s := range r.Sinks {
-		if o, ok := s.(Reopener); ok {
-			o.Reopen()
-		}
-	}
+	return &Runner{Config: c, stints: map[string]*stint{}}, nil
 }
 
 // Run follows until ctx ends. It returns nil: no trouble of a target ends it.
 func (r *Runner) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
-	for _, s := range r.Sinks {
-		wg.Go(func() { r.follow(ctx, s) })
-	}
-	wg.Wait()
+	r.mu.Lock()
+	r.ctx = ctx
+	r.startAll()
+	r.mu.Unlock()
+	<-ctx.Done()
+	r.mu.Lock()
+	r.ctx = nil // no Reload starts anything from here on
+	r.mu.Unlock()
+	r.wg.Wait()
 	return nil
 }
 
 // lastWords is the time a sink has to finish what it writes when following ends.
 const lastWords = 5 * time.Second
 
-func (r *Runner) follow(ctx context.Context, s Sink) {
+// follow serves a sink until turn ends, which it does with ctx at the latest. A batch that is being written is
+// finished under ctx.
+func (r *Runner) follow(ctx, turn context.Context, s Sink) {
 	name := s.Name()
 	wake, end := r.Source.Subscribe(store.TopicEvents)
 	defer end()
@@ -141,10 +134,10 @@ func (r *Runner) follow(ctx context.Context, s Sink) {
 	var from string
 	open := false // the target is, and from is our place
 	ticker, _ := s.(Ticker)
-	for ctx.Err() == nil {
+	for turn.Err() == nil {
 		if r.Lead != nil && !r.Lead(ctx, name) {
 			open = false // whoever leads moves the place
-			pause(ctx, nil, r.Poll)
+			pause(turn, nil, r.Poll)
 			continue
 		}
 		if !open {
@@ -153,28 +146,28 @@ func (r *Runner) follow(ctx context.Context, s Sink) {
 				from, err = s.Open(ctx, cursor)
 			}
 			if err != nil {
-				t.wait(ctx, err)
+				t.wait(turn, err)
 				continue
 			}
 			open = true
 		}
 		if ticker != nil {
 			if err := ticker.Tick(ctx); err != nil {
-				t.wait(ctx, err)
+				t.wait(turn, err)
 				continue
 			}
 		}
 		evs, next, err := r.Source.Follow(ctx, from, r.Batch)
 		switch {
 		case err != nil:
-			t.wait(ctx, err)
+			t.wait(turn, err)
 		case len(evs) == 0:
 			t.over()
 			if next != "" {
 				from = next
 			}
-			pause(ctx, wake, r.Poll)
-		case !r.carry(ctx, s, &t, evs, next):
+			pause(turn, wake, r.Poll)
+		case !r.carry(ctx, turn, s, &t, evs, next):
 			return
 		default:
 			from = next
@@ -195,14 +188,14 @@ func pause(ctx context.Context, wake <-chan struct{}, d time.Duration) {
 
 // carry writes one batch and notes the place after it. The place is noted before the next batch is
 // written, so never more than one batch can be without a note.
-func (r *Runner) carry(ctx context.Context, s Sink, t *trouble, evs []event.Event, next string) bool {
+func (r *Runner) carry(ctx, turn context.Context, s Sink, t *trouble, evs []event.Event, next string) bool {
 	var cursor string
 	for {
 		var err error
 		if cursor, err = s.Write(ctx, evs, next); err == nil {
 			break
 		}
-		if !t.wait(ctx, err) {
+		if !t.wait(turn, err) {
 			return false
 		}
 	}

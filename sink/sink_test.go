@@ -108,6 +108,14 @@ func (o *outbox) Subscribe(store.Topic) (<-chan struct{}, func()) {
 // run follows until done says so; it fails the test when that takes too long.
 func run(t *testing.T, c sink.Config, done func() bool) {
 	t.Helper()
+	_, end := start(t, c)
+	until(t, done)
+	end()
+}
+
+// start follows until it is told to end.
+func start(t *testing.T, c sink.Config) (_ *sink.Runner, end func()) {
+	t.Helper()
 	c.MinBackoff, c.MaxBackoff = time.Millisecond, 5*time.Millisecond
 	if c.Poll == 0 {
 		c.Poll = 5 * time.Millisecond
@@ -117,12 +125,13 @@ func run(t *testing.T, c sink.Config, done func() bool) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	end := make(chan error, 1)
-	go func() { end <- r.Run(ctx) }()
-	until(t, done)
-	cancel()
-	if err := <-end; err != nil {
-		t.Errorf("Run: %v", err)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	return r, func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
 	}
 }
 
@@ -274,25 +283,24 @@ func TestFilePlaceNotNoted(t *testing.T) {
 }
 
 func TestFileRotation(t *testing.T) {
-	for _, how := range []string{"noticed", "SIGHUP"} {
+	for _, how := range []string{"noticed", "reload"} {
 		t.Run(how, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "events.jsonl")
 			o := newOutbox(5)
 			s := file(t, path)
-			step := 0
-			run(t, sink.Config{Source: o, Sinks: []sink.Sink{s}}, func() bool {
-				if step == 0 && o.noted(s, 5)() {
-					step = 1
-					if err := os.Rename(path, path+".1"); err != nil {
-						t.Fatal(err)
-					}
-					if how == "SIGHUP" {
-						s.Reopen()
-					}
-					o.add(5)
+			r, end := start(t, sink.Config{Source: o, Sinks: []sink.Sink{s}})
+			until(t, o.noted(s, 5))
+			if err := os.Rename(path, path+".1"); err != nil {
+				t.Fatal(err)
+			}
+			if how == "reload" {
+				if err := r.Reload([]sink.Sink{file(t, path)}); err != nil {
+					t.Fatal(err)
 				}
-				return o.noted(s, 10)()
-			})
+			}
+			o.add(5)
+			until(t, o.noted(s, 10))
+			end()
 			wantIDs(t, ids(t, path+".1", path), 10)
 			wantIDs(t, ids(t, path+".1"), 5)
 		})

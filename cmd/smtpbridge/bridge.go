@@ -112,7 +112,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	b.counter = &admin.Counter{Store: b.store, Log: b.log, Now: time.Now}
 	b.makeCatchUp(cfg)
 	b.runner = deliver.NewRunner(deliver.RunnerConfig{
-		Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses, Observe: b.observe,
+		Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses, Observe: b.observe, Waited: b.metrics.Waited,
 	})
 	b.intake.runner = b.runner
 	// Clients that waited for an answer when the last process ended will send again. Where several
@@ -143,7 +143,11 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 			return nil, fmt.Errorf("webhook.address: %w", err)
 		}
 	}
-	if b.sinks, err = b.makeSinks(cfg); err != nil {
+	sinks, err := b.makeSinks(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if b.sinks, err = sink.New(sink.Config{Source: b.store, Sinks: sinks, Lead: b.lead, Log: b.log, Written: b.metrics.SinkWritten}); err != nil {
 		return nil, err
 	}
 	if err = b.listenAdmin(cfg, o.Activated); err != nil {
@@ -283,7 +287,10 @@ func (b *Bridge) Reload() error {
 	if err != nil {
 		return err
 	}
-	err = b.dsn.Arm(context.Background(), p.dsn != nil)
+	sinks, err := b.makeSinks(cfg)
+	if err == nil {
+		err = b.dsn.Arm(context.Background(), p.dsn != nil)
+	}
 	if err == nil {
 		err = b.reloadEdge(cfg, p)
 	}
@@ -296,9 +303,8 @@ func (b *Bridge) Reload() error {
 	b.parts = p
 	b.guard.Reload(access(cfg))
 	b.runner.Reload(p.planner)
-	b.sinks.Reopen()
 	old.close()
-	return nil
+	return b.sinks.Reload(sinks)
 }
 
 // reloadEdge puts a configuration into force where mail and webhooks come in: in both places or in none.
@@ -482,18 +488,19 @@ func urlPath(u string) string {
 	return ""
 }
 
-func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
-	c := sink.Config{Source: b.store, Sinks: []sink.Sink{b.dsn}, Lead: b.lead, Log: b.log, Written: b.metrics.SinkWritten}
+// makeSinks makes what a configuration sends events to.
+func (b *Bridge) makeSinks(cfg *config.Config) ([]sink.Sink, error) {
+	list := []sink.Sink{b.dsn}
 	switch cfg.Events.File {
 	case "":
 	case "stdout":
-		c.Sinks = append(c.Sinks, sink.Stdout(os.Stdout))
+		list = append(list, sink.Stdout(os.Stdout))
 	default:
 		f, err := sink.NewFile(cfg.Events.File)
 		if err != nil {
 			return nil, fmt.Errorf("events.file: %w", err)
 		}
-		c.Sinks = append(c.Sinks, f)
+		list = append(list, f)
 	}
 	for i, f := range cfg.Events.Forward {
 		hc, err := httpConfig(cfg, forwardLanes)
@@ -511,12 +518,12 @@ func (b *Bridge) makeSinks(cfg *config.Config) (*sink.Runner, error) {
 		if err != nil {
 			return nil, fmt.Errorf("events.forward[%d]: %w", i, err)
 		}
-		c.Sinks = append(c.Sinks, s)
+		list = append(list, s)
 	}
 	if cfg.Suppression.Enabled {
-		c.Sinks = append(c.Sinks, b.suppressSink(cfg.Suppression))
+		list = append(list, b.suppressSink(cfg.Suppression))
 	}
-	return sink.New(c)
+	return list, sink.Distinct(list)
 }
 
 // listen opens a socket: host:port, unix:/path or systemd:NAME. A left-over unix socket that nobody answers is replaced.
