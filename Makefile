@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BIN := bin/smtpbridge
 
-.PHONY: all build test race lint demo bench fuzz crash million memory fuzz-short reliability clean
+.PHONY: all build test race lint demo bench fuzz crash million memory fuzz-short soak reliability clean
 
 all: build
 
@@ -50,6 +50,10 @@ million: ## a start with 1,000,000 mails queued
 
 memory: ## 100 sessions with 25 MiB each, in 256 MiB
 	$(GO) test -count=1 -timeout 60m -v -run TestCase117 ./test -large-sessions 100 -large-size 25
+
+SOAK ?= 30m
+soak: ## constant load with faults for SOAK; nothing may grow. Draws docs/soak.svg
+	$(GO) test -count=1 -timeout 0 -v -run TestSoak ./test -soak $(SOAK) -soak-svg $(CURDIR)/docs/soak.svg
 
 reliability: ## the numbered cases of faults and attacks, one line each
 	$(GO) run ./test/reliability $(if $(V),-v)
