@@ -6,6 +6,7 @@ MSGS=${MSGS:-2000} SIZE=${SIZE:-10240} SESSIONS=${SESSIONS:-50} REUSE=${REUSE:-1
 LATENCY=${LATENCY:-75ms} CONC=${CONC:-100} ROUNDS=${ROUNDS:-1} TIMEOUT=${TIMEOUT:-180}
 JSON=${JSON:-} STUB=${STUB:?the built stub} BRIDGE=${BRIDGE:?the built smtpbridge}
 PROVIDER=${PROVIDER:-smtpeter}
+ACCEPT_ONLY=${ACCEPT_ONLY:-} # 1: the account is paused, the mail stays in the queue
 free_port() { python3 -c 'import socket; s=socket.socket(); s.bind(("127.0.0.1",0)); print(s.getsockname()[1])'; }
 PORT=$(free_port) HTTP_PORT=$(free_port) CTL_PORT=$(free_port)
 dir=$(mktemp -d "${TMPDIR:-/tmp}/sbbench.XXXXXX")
@@ -52,6 +53,7 @@ TOML
 bridge_pid=$!
 for _ in $(seq 200); do (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null && break; sleep 0.05; done
 for _ in $(seq 100); do curl -s "127.0.0.1:$CTL_PORT/stats" >/dev/null && break; sleep 0.05; done
+if [ -n "$ACCEPT_ONLY" ]; then "$BRIDGE" account pause far -c "$dir/bridge.toml" >/dev/null; fi
 
 sample() { # prints: rss_kb pss_kb cpu_ticks
   python3 - "$bridge_pid" <<'PY'
@@ -72,11 +74,11 @@ for round in $(seq "$ROUNDS"); do
   : > "$dir/mem"
   ( while :; do sample >> "$dir/mem"; sleep 1; done ) 2>/dev/null &
   sampler_pid=$!
-  read -r _ _ cpu0 < <(sample)
+  read -r _ pss0 cpu0 < <(sample)
   t0=$(now_ms)
   smtp-source $reuse_flag -s "$SESSIONS" -m "$MSGS" -l "$SIZE" -f sender@example.com -t rcpt@example.net 127.0.0.1:"$PORT"
   t1=$(now_ms)
-  while :; do
+  while [ -z "$ACCEPT_ONLY" ]; do
     n=$(curl -s "127.0.0.1:$CTL_PORT/stats" | python3 -c 'import json,sys;print(json.load(sys.stdin)["messages"])')
     [ "$n" -ge "$MSGS" ] && break
     [ $(( $(now_ms) - t0 )) -gt $((TIMEOUT * 1000)) ] && break
@@ -85,18 +87,18 @@ for round in $(seq "$ROUNDS"); do
   sample >> "$dir/mem"
   read -r _ _ cpu1 < <(sample)
   kill "$sampler_pid" 2>/dev/null || true; wait "$sampler_pid" 2>/dev/null || true; sampler_pid=''
-  STATS=$(curl -s "127.0.0.1:$CTL_PORT/stats") JSON=$JSON python3 - "$round" "$MSGS" "$SIZE" "$SESSIONS" "$LATENCY" "$CONC" "$t0" "$t1" "$cpu0" "$cpu1" "$(getconf CLK_TCK)" "$dir/mem" <<'PY'
+  STATS=$(curl -s "127.0.0.1:$CTL_PORT/stats") JSON=$JSON python3 - "$round" "$MSGS" "$SIZE" "$SESSIONS" "$LATENCY" "$CONC" "$t0" "$t1" "$cpu0" "$cpu1" "$(getconf CLK_TCK)" "$dir/mem" "${ACCEPT_ONLY:-0}" "$pss0" <<'PY'
 import json, os, sys
-rd, msgs, size, sess, lat, conc, t0, t1, c0, c1, hz, mem = sys.argv[1:]
+rd, msgs, size, sess, lat, conc, t0, t1, c0, c1, hz, mem, accept_only, pss0 = sys.argv[1:]
 s = json.loads(os.environ['STATS'])
 rows = [list(map(int, l.split())) for l in open(mem) if len(l.split()) == 3]
 n = s['messages']
-el = max((s['last_unix_ms'] - int(t0)) / 1e3, 1e-3)
-out = dict(system='smtpbridge', round=int(rd), msgs=int(msgs), size=int(size), sessions=int(sess), latency=lat, conc=int(conc),
+el = max((s['last_unix_ms'] - int(t0)) / 1e3, 1e-3) if n else 0
+out = dict(system='smtpbridge queue' if accept_only == '1' else 'smtpbridge', round=int(rd), msgs=int(msgs), size=int(size), sessions=int(sess), latency=lat, conc=int(conc),
            accepted_per_s=round(int(msgs) / ((int(t1) - int(t0)) / 1e3), 1), delivered=n, delivered_per_s=round(n / el, 1) if n else 0,
            seconds=round(el, 2), cpu_us_per_msg=round((int(c1) - int(c0)) / int(hz) / int(msgs) * 1e6),
            peak_rss_mb=round(max(r[0] for r in rows) / 1024, 1), peak_pss_mb=round(max(r[1] for r in rows) / 1024, 1),
-           peak_inflight=s['peak_inflight'], duplicates=s['duplicates'])
+           idle_pss_mb=round(int(pss0) / 1024, 1), peak_inflight=s['peak_inflight'], duplicates=s['duplicates'])
 print(' '.join(f'{k}={v}' for k, v in out.items()))
 if os.environ['JSON']:
     open(os.environ['JSON'], 'a').write(json.dumps(out) + '\n')

@@ -1,40 +1,59 @@
 #!/usr/bin/env bash
-# smtpbridge and Postfix in turns, the same load, the same far end; only ratios taken in one run count.
-# Needs root and the Debian packages postfix and curl. PAIRS rounds per case.
+# smtpbridge and Postfix in turns: the same load, the same far end; only ratios of one run count. Then the parts by
+# themselves. It prints the table with the verdict of each target and writes it into docs/performance.md.
+# Needs root and the Debian packages postfix, curl and python3.
+#   PAIRS  rounds of each case, default 3
+#   CASES  instead of all: name:mails:bytes:sessions:latency:concurrency ...
+#   PAGE   file that the table goes into, default docs/performance.md; empty: none
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-cd "$here/.."
+cd "$(dirname "$0")/.."
 for t in postfix smtp-source curl python3; do
   command -v "$t" >/dev/null || { echo "missing: $t (Debian: apt-get install --no-install-recommends postfix curl python3)" >&2; exit 2; }
 done
-PAIRS=${PAIRS:-3}
-# name:messages:bytes:sessions:latency:concurrency
-CASES=${CASES:-"10KB-0ms:2000:10240:50:0ms:100 10KB-75ms:2000:10240:50:75ms:100 1MB-0ms:100:1048576:10:0ms:20"}
+PAIRS=${PAIRS:-3} PAGE=${PAGE-docs/performance.md}
+parts=1
+if [ -n "${CASES:-}" ]; then
+  parts='' PAGE=''
+else
+  CASES='
+    10KB-0ms:4000:10240:50:0ms:100     10KB-75ms:4000:10240:50:75ms:200   1MB-0ms:150:1048576:10:0ms:20
+    1KB-0ms:4000:1024:50:0ms:100       1KB-75ms:4000:1024:50:75ms:200     1MB-75ms:150:1048576:50:75ms:50
+    100KB-0ms:1000:102400:50:0ms:100   100KB-75ms:1000:102400:50:75ms:200
+    10KB-1-session:1000:10240:1:0ms:100    10KB-10-sessions:3000:10240:10:0ms:100    10KB-100-sessions:4000:10240:100:0ms:100'
+fi
 out=bench/out
 mkdir -p "$out"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 go build -o "$work/stub" ./bench/stub
+go build -o "$work/bare" ./bench/bare
+order=()
+one() { # side name mails bytes sessions latency concurrency file
+  MSGS=$3 SIZE=$4 SESSIONS=$5 LATENCY=$6 CONC=$7 PROCS=$(($7 * 2)) ROUNDS=1 JSON=$8 \
+    STUB=$work/stub BARE=$work/bare BRIDGE=bin/smtpbridge "bench/$1.sh" >/dev/null
+}
 for c in $CASES; do
   IFS=: read -r name msgs size sessions latency conc <<<"$c"
   rows=$out/$name.jsonl
+  order+=("$rows")
   : > "$rows"
   for _ in $(seq "$PAIRS"); do
-    for side in bridge postfix; do
-      MSGS=$msgs SIZE=$size SESSIONS=$sessions LATENCY=$latency CONC=$conc PROCS=$((conc * 2)) ROUNDS=1 \
-        JSON=$rows STUB=$work/stub BRIDGE=bin/smtpbridge "bench/$side.sh" >/dev/null
-    done
+    one bridge "$name" "$msgs" "$size" "$sessions" "$latency" "$conc" "$rows"
+    one postfix "$name" "$msgs" "$size" "$sessions" "$latency" "$conc" "$rows"
   done
-  python3 - "$name" "$rows" <<'PY'
-import json, statistics, sys
-name, rows = sys.argv[1], [json.loads(l) for l in open(sys.argv[2])]
-a = [r for r in rows if r['system'] == 'smtpbridge']; b = [r for r in rows if r['system'] == 'postfix']
-print(f'{name}: {len(a)} pairs')
-for key, label in (('accepted_per_s', 'durable accepts/s'), ('delivered_per_s', 'delivered/s'), ('cpu_us_per_msg', 'CPU us/mail'), ('peak_pss_mb', 'peak PSS MB')):
-    ratio = [x[key] / y[key] for x, y in zip(a, b) if y[key]]
-    print(f'  {label:18} smtpbridge {statistics.median(r[key] for r in a):9.1f}  postfix {statistics.median(r[key] for r in b):9.1f}'
-          f'  ratio {statistics.median(ratio):5.2f} ({min(ratio):.2f} .. {max(ratio):.2f})')
-lost = [r for r in rows if r['delivered'] < r['msgs']]
-if lost: print('  NOT ALL DELIVERED:', lost)
-PY
+  python3 bench/report.py case "$rows"
 done
+[ -n "$parts" ] || exit 0
+rows=$out/accept.jsonl
+: > "$rows"
+for _ in $(seq "$PAIRS"); do
+  ACCEPT_ONLY=1 one bridge accept 8000 10240 50 0ms 100 "$rows"
+  one bare accept 8000 10240 50 0ms 100 "$rows"
+done
+{
+  go test -run '^$' -bench 'Intake$' -benchtime 3s -count "$PAIRS" ./webhookd
+  go test -run '^$' -bench 'Parse/8MB' -benchtime 1s -count "$PAIRS" ./mime
+  go test -run '^$' -bench 'Translate' -benchtime 1s -count "$PAIRS" ./test/corpus
+  go test -run '^$' -bench 'LargeAttachment' -benchtime 3x -count 1 ./test/corpus
+} > "$out/go.txt"
+python3 bench/report.py all "$out" "$PAGE" "${order[@]}"

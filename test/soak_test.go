@@ -31,9 +31,9 @@ var (
 
 // soakPoint is one look at the bridge.
 type soakPoint struct {
-	at                                    time.Duration
+	at                                   time.Duration
 	rss, heap, database, goroutines, fds float64 // MiB, MiB, MiB, and numbers
-	waiting                               float64 // mails
+	waiting                              float64 // mails
 }
 
 // TestSoak gives the bridge a constant load for a long time, from ESPs that fail now and then, and wants
