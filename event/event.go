@@ -146,7 +146,10 @@ type eventJSON struct {
 }
 
 // MarshalJSON writes the public form: recipient and queue_id are always there, null when not known.
-func (e Event) MarshalJSON() ([]byte, error) {
+func (e Event) MarshalJSON() ([]byte, error) { return e.AppendJSON(nil) }
+
+// AppendJSON appends the public form as one line of the event log, without the line end.
+func (e Event) AppendJSON(b []byte) ([]byte, error) {
 	j := eventJSON{eventAlias: eventAlias(e)}
 	if e.Recipient != "" {
 		j.Recipient = &e.Recipient
@@ -154,27 +157,14 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	if e.QueueID != "" {
 		j.QueueID = &e.QueueID
 	}
-	return marshal(j)
-}
-
-// marshal leaves < > & as they are: the log is read by people, and never put into a page unescaped.
-func marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
+	// < > & stay as they are: the log is read by people, and never put into a page unescaped.
+	buf := bytes.NewBuffer(b)
+	enc := json.NewEncoder(buf)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte{'\n'}), nil
-}
-
-// AppendJSON appends the public form as one line of the event log, without the line end.
-func (e Event) AppendJSON(b []byte) ([]byte, error) {
-	j, err := marshal(e)
-	if err != nil {
+	if err := enc.Encode(j); err != nil {
 		return b, err
 	}
-	return append(b, j...), nil
+	return bytes.TrimSuffix(buf.Bytes(), []byte{'\n'}), nil
 }
 
 // UnmarshalJSON reads the public form.

@@ -130,7 +130,7 @@ func (t *tx) insertAbout(ctx context.Context, m *Mail, e *event.Event, now time.
 
 // insertEvent appends to the outbox. False: the event, or another copy of its fact, is there already.
 func (t *tx) insertEvent(ctx context.Context, e *event.Event, fact string) (bool, error) {
-	data, err := json.Marshal(e)
+	data, err := e.AppendJSON(nil)
 	if err != nil {
 		return false, fmt.Errorf("event %s: %w", e.ID, err)
 	}

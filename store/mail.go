@@ -217,8 +217,8 @@ func (t *tx) insertJob(ctx context.Context, mailID string, j NewJob, r jobRow) (
 		MailID: mailID, Route: text(j.Route), Account: j.Accounts[0], Accounts: j.Accounts, NextAt: at(next), Attempts: r.attempts,
 		Created: at(created), Expires: at(us(j.Expires)), Trouble: at(r.trouble), Split: r.split, Generation: r.generation, LastError: r.lastError,
 	}
-	err = t.get(ctx, []any{&out.ID}, `INSERT INTO jobs (mail_id, route, account, accounts, next_at, attempts, created, expires, trouble, split, generation, last_error, held)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+	out.ID, err = t.insertID(ctx, `INSERT INTO jobs (mail_id, route, account, accounts, next_at, attempts, created, expires, trouble, split, generation, last_error, held)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		mailID, out.Route, out.Account, string(accounts), next, r.attempts, created, us(j.Expires), r.trouble, num(r.split), r.generation, r.lastError, num(r.held))
 	return out, err
 }

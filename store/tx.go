@@ -53,9 +53,30 @@ func (t *tx) prepared(ctx context.Context, query string) (*sql.Stmt, error) {
 
 // exec runs a statement and returns the number of rows it changed.
 func (t *tx) exec(ctx context.Context, query string, args ...any) (int64, error) {
+	res, err := t.result(ctx, query, args)
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
+}
+
+// insertID inserts a row whose id the engine makes, and returns it.
+func (t *tx) insertID(ctx context.Context, query string, args ...any) (id int64, err error) {
+	if t.s.d.shared {
+		err = t.get(ctx, []any{&id}, query+" RETURNING id", args...)
+		return id, err
+	}
+	res, err := t.result(ctx, query, args)
+	if err != nil {
+		return 0, err
+	}
+	return res.LastInsertId()
+}
+
+func (t *tx) result(ctx context.Context, query string, args []any) (sql.Result, error) {
 	if t.write {
 		if err := t.s.inject("exec"); err != nil {
-			return 0, err
+			return nil, err
 		}
 	}
 	query = t.s.d.bind(query)
@@ -69,10 +90,7 @@ func (t *tx) exec(ctx context.Context, query string, args ...any) (int64, error)
 	} else {
 		res, err = t.q.ExecContext(ctx, query, args...)
 	}
-	if err != nil {
-		return 0, mapError(err)
-	}
-	return res.RowsAffected()
+	return res, mapError(err)
 }
 
 // each calls row for every row of the answer; row may only scan.
