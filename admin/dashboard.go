@@ -404,7 +404,7 @@ func (d *Dashboard) mail(w http.ResponseWriter, r *http.Request) error {
 				p.Losses = append(p.Losses, l)
 			}
 		}
-		if e.Recipient == "" {
+		if !slices.Contains(m.Rcpts, e.Recipient) { // of the mail as a whole, or of somebody who was redirected
 			p.Own = append(p.Own, e)
 			continue
 		}

@@ -166,7 +166,9 @@ type Plan struct {
 	Jobs    []store.NewJob // to be committed with it
 	Groups  []Group
 	Refused []RcptRefusal // recipients that cannot be served although others can
-	Events  []event.Event // that say so, to be committed with the mail
+	Events  []event.Event // that say so and who was redirected, to be committed with the mail
+
+	redirected []redirected
 }
 
 // Group is recipients that share a route and the accounts fit for them.
@@ -204,6 +206,12 @@ type RcptRefusal struct {
 	Kind    event.Kind // rejected (by policy) or failed (cannot be expressed)
 	Refusal *Refusal
 	Wanted  bool // the mail itself leaves the recipient out
+}
+
+// redirected is a recipient in whose place redirect_all_to of a route puts others.
+type redirected struct {
+	rcpt  envelope.Rcpt
+	route *route.Route
 }
 
 // Plan reads the mail and decides. The error is a *Refusal when no recipient can ever be delivered;
@@ -298,6 +306,9 @@ func (p *Planner) plan(req PlanRequest) (*Plan, error) {
 	for _, r := range plan.Refused {
 		plan.Events = append(plan.Events, p.refusedEvent(plan, r))
 	}
+	for _, r := range plan.redirected {
+		plan.Events = append(plan.Events, redirectedEvent(&plan.Mail, r))
+	}
 	return plan, nil
 }
 
@@ -343,6 +354,7 @@ func (p *Planner) routeAll(plan *Plan, env *envelope.Envelope, msg *mime.Message
 		case !ok:
 			add(target{rcpt: rc, block: p.noRoute(q)})
 		case len(rt.RedirectAllTo) > 0:
+			plan.redirected = append(plan.redirected, redirected{rc, rt})
 			for _, to := range rt.RedirectAllTo {
 				add(target{rcpt: envelope.Rcpt{Addr: to, Notify: rc.Notify}, route: rt})
 			}
@@ -642,6 +654,17 @@ func (p *Planner) refusedEvent(plan *Plan, r RcptRefusal) event.Event {
 		Sender: m.Envelope.From, MessageID: m.MessageID, Subject: m.Subject, Action: event.ActionFailed,
 		Status: r.Refusal.Status(), Diagnostic: r.Refusal.Text, RejectReason: reason, SMTPReply: r.Refusal.Error(),
 		EnvID: m.Envelope.EnvID, ORCPT: r.Rcpt.ORCPT,
+	}
+}
+
+// redirectedEvent says for whom a mail of a staging system was meant, and who gets it.
+func redirectedEvent(m *store.Mail, r redirected) event.Event {
+	return event.Event{
+		V: event.Version, ID: event.FactID("", m.Envelope.ID, "redirected", r.rcpt.Addr),
+		Time: m.Envelope.Received, Seen: m.Envelope.Received, Kind: event.Unknown, ProviderEvent: "redirected",
+		Recipient: r.rcpt.Addr, QueueID: m.Envelope.ID, Sender: m.Envelope.From, MessageID: m.MessageID, Subject: m.Subject,
+		Diagnostic: event.Clean(fmt.Sprintf("redirect_all_to of route %q: the mail goes to %s instead", r.route.Name, strings.Join(r.route.RedirectAllTo, ", ")), event.MaxText),
+		EnvID:      m.Envelope.EnvID, ORCPT: r.rcpt.ORCPT,
 	}
 }
 

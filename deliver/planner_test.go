@@ -234,7 +234,11 @@ func TestPlanRoutesPerRecipient(t *testing.T) {
 	if plan.Jobs[0].Expires != planTime.Add(time.Hour) || plan.Jobs[1].Expires != planTime.Add(DefaultExpire) || plan.Jobs[0].NextAt != planTime {
 		t.Errorf("times: %+v", plan.Jobs)
 	}
-	if len(plan.Events) != 2 || plan.Events[0].Recipient != "no@listed.example" || plan.Events[1].Recipient != "x@nowhere.example" ||
+	if n := len(plan.Events); n != 4 || plan.Events[2].Recipient != "one@redirect.example" || plan.Events[3].Recipient != "two@redirect.example" ||
+		plan.Events[2].Kind != event.Unknown || plan.Events[2].ProviderEvent != "redirected" || !strings.Contains(plan.Events[2].Diagnostic, `route "staging": the mail goes to qa@ours.example instead`) {
+		t.Errorf("events %+v", plan.Events)
+	}
+	if plan.Events[0].Recipient != "no@listed.example" || plan.Events[1].Recipient != "x@nowhere.example" ||
 		plan.Events[0].Kind != event.Rejected || plan.Events[0].RejectReason != event.ReasonBlocked || plan.Events[0].Status != "5.7.1" {
 		t.Errorf("events %+v", plan.Events)
 	}

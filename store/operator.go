@@ -182,8 +182,10 @@ func (s *Store) find(ctx context.Context, key string, addresses bool) ([]string,
 		fold := envelope.Fold(bare)
 		queries = append(queries,
 			"SELECT mail_id FROM (SELECT mail_id FROM recipients WHERE address_key = ? ORDER BY mail_id DESC LIMIT 100) AS r",
-			"SELECT id FROM (SELECT id FROM mails WHERE sender_key <> '' AND sender_key = ? ORDER BY id DESC LIMIT 100) AS s")
-		args = append(args, fold, fold)
+			"SELECT id FROM (SELECT id FROM mails WHERE sender_key <> '' AND sender_key = ? ORDER BY id DESC LIMIT 100) AS s",
+			// Whose mail was redirected is in its events only.
+			"SELECT mail_id FROM (SELECT mail_id FROM events WHERE recipient <> '' AND recipient = ? AND mail_id <> '' ORDER BY seq DESC LIMIT 100) AS e")
+		args = append(args, fold, fold, bare)
 	}
 	var out []string
 	err := s.read().each(ctx, "SELECT id FROM ("+strings.Join(queries, " UNION ")+") AS found ORDER BY id DESC LIMIT 100", args, func(scan func(...any) error) error {

@@ -102,6 +102,16 @@ webhook_secret = "story-webhook-secret"
 [[route]]
 senders = ["example.com"]
 accounts = ["esp"]
+[[route]]
+name = "staging"
+senders = ["staging.example"]
+accounts = ["esp"]
+redirect_all_to = ["qa@example.com", "qa2@example.com"]
+[[route]]
+name = "fenced"
+senders = ["fenced.example"]
+accounts = ["esp"]
+allow_recipients = ["example.com", "tester@example.net"]
 [webhook]
 address = "127.0.0.1:%d"
 [events]
