@@ -58,8 +58,8 @@ soak: ## constant load with faults for SOAK; nothing may grow. Draws docs/soak.s
 reliability: ## the numbered cases of faults and attacks, one line each
 	$(GO) run ./test/reliability $(if $(V),-v)
 
-man: ## man pages of all commands in dist/man1
-	packaging/man.sh dist/man1
+man: ## man pages of all commands and of bridge.toml in dist/man
+	packaging/man.sh dist/man
 
 deb: ## the Debian package of this machine's architecture in dist/
 	packaging/build.sh dist $$($(GO) env GOARCH)

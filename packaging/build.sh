@@ -27,8 +27,8 @@ trap 'rm -rf "$work"' EXIT
 
 # What is the same for every architecture.
 go build -trimpath -ldflags "-s -w -X main.version=$version" -o "$work/native" ./cmd/smtpbridge
-packaging/man.sh "$work/man1"
-gzip -n9 "$work"/man1/*.1
+packaging/man.sh "$work/man"
+gzip -n9 "$work"/man/*.[15]
 mkdir "$work/completion"
 for shell in bash zsh fish; do
   "$work/native" completion "$shell" >"$work/completion/smtpbridge.$shell"
@@ -39,14 +39,14 @@ for arch in "${archs[@]}"; do
   stage="$work/$arch"
   mkdir "$stage"
   GOARCH=$arch go build -trimpath -ldflags "-s -w -X main.version=$version" -o "$stage/smtpbridge" ./cmd/smtpbridge
-  cp -r "$work/man1" "$work/completion" "$work/changelog.gz" "$stage/"
+  cp -r "$work/man" "$work/completion" "$work/changelog.gz" "$stage/"
   touch -d "@$SOURCE_DATE_EPOCH" "$stage"/* "$stage"/*/*
   sed -e "s|\${ARCH}|$arch|; s|\${VERSION}|$version|; s|\${STAGE}|$stage|" packaging/nfpm.yaml >"$stage/nfpm.yaml"
   go tool -modfile=packaging/tools.mod nfpm package -f "$stage/nfpm.yaml" -p deb -t "$out/smtpbridge_${version}_$arch.deb" >/dev/null
 
   tree="$work/tar-$arch/smtpbridge-$version"
   mkdir -p "$tree"
-  cp -r "$stage/smtpbridge" "$stage/man1" "$stage/completion" README.md CHANGELOG.md LICENSE bridge.toml.example docs systemd "$tree/"
+  cp -r "$stage/smtpbridge" "$stage/man" "$stage/completion" README.md CHANGELOG.md LICENSE bridge.toml.example docs systemd "$tree/"
   tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
     -C "$work/tar-$arch" -cf - "smtpbridge-$version" | gzip -n9 >"$out/smtpbridge-$version-linux-$arch.tar.gz"
 done

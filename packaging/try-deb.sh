@@ -17,7 +17,7 @@ out=$(dpkg --force-depends -i one.deb 2>&1) || fail "install: $out"
 has "$out" "edit the three marked lines" "the message of the installation"
 took "installed"
 
-for f in /usr/bin/smtpbridge /usr/lib/systemd/system/smtpbridge.service /usr/share/man/man1/smtpbridge-queue-list.1.gz \
+for f in /usr/bin/smtpbridge /usr/lib/systemd/system/smtpbridge.service /usr/share/man/man1/smtpbridge-queue-list.1.gz /usr/share/man/man5/bridge.toml.5.gz \
   /usr/share/bash-completion/completions/smtpbridge /usr/share/doc/smtpbridge/bridge.toml.example /usr/share/doc/smtpbridge/docs/operations.md; do
   [ -s "$f" ] || fail "$f is missing"
 done
