@@ -33,11 +33,20 @@ func (d *decoder) table(path string, v any, dst reflect.Value) {
 	for _, k := range keys {
 		f, ok := fields[k]
 		if !ok {
-			d.problems.add(join(path, k), "unknown key%s", nearest(k, fields))
+			hint := hints[k]
+			if hint == "" {
+				hint = nearest(k, fields)
+			}
+			d.problems.add(join(path, k), "unknown key%s", hint)
 			continue
 		}
 		d.value(join(path, k), m[k], f)
 	}
+}
+
+// hints tell what to do instead of what people look for.
+var hints = map[string]string{
+	"acme": "; certificates are not fetched here: let certbot or another ACME client do that and name its files in cert_file and key_file, which are used again a second after they changed",
 }
 
 func collect(dst reflect.Value, into map[string]reflect.Value) {
