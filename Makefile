@@ -67,6 +67,9 @@ deb: ## the Debian package of this machine's architecture in dist/
 deb-test: ## install, use, upgrade and purge the package on a copy of this machine (root)
 	packaging/test-deb.sh
 
+container-test: ## what the Containerfile makes, without an engine (root)
+	packaging/test-container.sh
+
 release: ## packages, tarballs and checksums of every architecture in dist/
 	packaging/build.sh dist
 
