@@ -1,23 +1,29 @@
 package test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"image"
+	"image/png"
 	"net/smtp"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/domsnapshot"
 	"github.com/chromedp/cdproto/emulation"
 	cdplog "github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
 	cdpruntime "github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 
 	bridgesmtp "smtpbridge/smtp"
 )
@@ -109,7 +115,8 @@ password_hash = %q
 		return strings.Contains(out, `"event":"complained"`) && strings.Contains(out, `"event":"bounced"`)
 	})
 
-	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium), chromedp.NoSandbox, chromedp.Flag("disable-dev-shm-usage", true))
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(chromium), chromedp.NoSandbox, chromedp.Flag("disable-dev-shm-usage", true),
+		chromedp.Flag("disable-features", "site-per-process,Translate,BlinkGenPropertyTrees,IsolateSandboxedIframes")) // one process: frames can be read
 	alloc, stop := chromedp.NewExecAllocator(t.Context(), opts...)
 	defer stop()
 	ctx, stop := chromedp.NewContext(alloc)
@@ -146,12 +153,18 @@ func (w *browsing) watch(ev any) {
 		}
 	case *cdplog.EventEntryAdded:
 		// The preview's policy keeps the tracking pixel of the mail out and says so.
-		if ev.Entry.Level == cdplog.LevelError && !strings.Contains(ev.Entry.Text, "tracker.example.com") {
+		if ev.Entry.Level == cdplog.LevelError && !strings.Contains(ev.Entry.Text, "tracker.example.com") && !strings.HasSuffix(ev.Entry.URL, "/mail/nothing") {
 			note("log: %s %s", ev.Entry.Text, ev.Entry.URL)
 		}
 	case *network.EventRequestWillBeSent:
 		if u := ev.Request.URL; !strings.HasPrefix(u, w.base+"/") && !strings.HasPrefix(u, "data:") && u != "about:blank" {
-			note("request to %s", u)
+			note("request %s to %s", ev.RequestID, u)
+		}
+	case *network.EventLoadingFailed:
+		if ev.BlockedReason == network.BlockedReasonCsp { // it never left the browser
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.problems = slices.DeleteFunc(w.problems, func(p string) bool { return strings.HasPrefix(p, fmt.Sprintf("request %s to ", ev.RequestID)) })
 		}
 	case *page.EventJavascriptDialogOpening:
 		go func() { _ = chromedp.Run(w.ctx, page.HandleJavaScriptDialog(true)) }() // a person says yes
@@ -164,7 +177,9 @@ func (w *browsing) do(actions ...chromedp.Action) {
 	defer cancel()
 	if err := chromedp.Run(ctx, actions...); err != nil {
 		var url, body string
-		_ = chromedp.Run(w.ctx, chromedp.Location(&url), chromedp.Text("body", &body))
+		ctx, cancel := context.WithTimeout(w.ctx, 5*time.Second)
+		defer cancel()
+		_ = chromedp.Run(ctx, chromedp.Location(&url), chromedp.Text("body", &body))
 		w.t.Fatalf("at %s, width %s: %v\n%.1500s", url, w.size, err, body)
 	}
 }
@@ -200,6 +215,104 @@ const unfit = `(() => {
   return out;
 })()`
 
+// preview waits until the frame with the HTML of a mail says something, and shows it too.
+func (w *browsing) preview(text string) {
+	w.t.Helper()
+	w.do(chromedp.WaitVisible("iframe"))
+	until(w.t, 20*time.Second, "the preview says "+text, func() bool { return strings.Contains(w.framed(), text) })
+	w.drawn()
+}
+
+// framed is the text of the frames of the page.
+func (w *browsing) framed() string {
+	w.t.Helper()
+	var text strings.Builder
+	w.do(chromedp.ActionFunc(func(ctx context.Context) error {
+		docs, words, err := domsnapshot.CaptureSnapshot([]string{}).Do(ctx)
+		if err != nil {
+			return err
+		}
+		for _, d := range docs[1:] {
+			for _, n := range d.Nodes.NodeValue {
+				if n >= 0 {
+					text.WriteString(words[n])
+				}
+			}
+		}
+		return nil
+	}))
+	return text.String()
+}
+
+// drawn waits until the frame of the page, if it has one, is seen with more than one colour.
+func (w *browsing) drawn() {
+	w.t.Helper()
+	var box []int
+	w.do(chromedp.Evaluate(`(() => {
+  const f = document.querySelector("iframe");
+  if (!f) return [];
+  f.scrollIntoView({block: "start", behavior: "instant"});
+  const r = f.getBoundingClientRect();
+  return [r.left, r.top, r.right, Math.min(r.bottom, innerHeight)].map(Math.round);
+})()`, &box))
+	if len(box) == 0 {
+		return
+	}
+	inner := image.Rect(box[0], box[1], box[2], box[3]).Inset(20) // border and grip are not the mail's
+	until(w.t, 20*time.Second, "the preview is drawn", func() bool {
+		var shot []byte
+		w.do(chromedp.CaptureScreenshot(&shot))
+		pic, err := png.Decode(bytes.NewReader(shot))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		in := inner.Intersect(pic.Bounds())
+		for y := in.Min.Y; y < in.Max.Y; y++ {
+			for x := in.Min.X; x < in.Max.X; x++ {
+				if pic.At(x, y) != pic.At(in.Max.X-1, in.Max.Y-1) {
+					return true
+				}
+			}
+		}
+		return false
+	})
+}
+
+// tabStop goes on with the keyboard: what has the focus now, and whether it can be seen there.
+const tabStop = `new Promise((done) => setTimeout(() => {
+  const e = document.activeElement;
+  if (!e || e === document.body) return done("");
+  const s = getComputedStyle(e);
+  if (s.outlineStyle === "none" || parseFloat(s.outlineWidth) === 0) return done("no focus seen: " + e.outerHTML.slice(0, 120));
+  e.dataset.tabbed = "1";
+  done("");
+}))`
+
+// untabbed lists the controls that the tab key did not come to.
+const untabbed = `[...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, textarea, summary, iframe, pre[tabindex]")]
+  .filter((e) => e.checkVisibility() && !e.dataset.tabbed).map((e) => "not reached by the tab key: " + e.outerHTML.slice(0, 120))`
+
+// tabThrough presses the tab key until every control had the focus. Pages with a frame are left out: a browser without a screen
+// does not come back from it; unfit sees what is out of the keyboard's reach there.
+func (w *browsing) tabThrough(name string) {
+	w.t.Helper()
+	var left, bad []string
+	w.do(chromedp.Evaluate(`document.activeElement.blur()`, nil), chromedp.Evaluate(untabbed, &left))
+	for range 2*len(left) + 10 {
+		var seen string
+		w.do(chromedp.KeyEvent(kb.Tab), chromedp.Evaluate(tabStop, &seen, func(p *cdpruntime.EvaluateParams) *cdpruntime.EvaluateParams { return p.WithAwaitPromise(true) }))
+		if seen != "" {
+			bad = append(bad, seen)
+		}
+		if w.do(chromedp.Evaluate(untabbed, &left)); len(left) == 0 {
+			break
+		}
+	}
+	for _, b := range append(bad, left...) {
+		w.t.Errorf("%s: %s", name, b)
+	}
+}
+
 // look judges the page that is shown, and takes its pictures.
 func (w *browsing) look(name string) {
 	w.t.Helper()
@@ -208,13 +321,23 @@ func (w *browsing) look(name string) {
 	for _, b := range bad {
 		w.t.Errorf("%s, width %s: %s", name, w.size, b)
 	}
+	if w.size == "1280" {
+		w.tabThrough(name)
+	}
 	if w.shot == "" {
 		return
 	}
+	// A frame that is out of sight is not drawn, so the window gets as high as the page.
+	var wide, high int64
+	w.do(chromedp.Evaluate(`innerWidth`, &wide), chromedp.Evaluate(`innerHeight`, &high))
+	var full int64
+	w.do(chromedp.Evaluate(`document.documentElement.scrollHeight`, &full), chromedp.EmulateViewport(wide, min(full, 6000)))
+	w.drawn()
+	defer w.do(chromedp.EmulateViewport(wide, high))
 	for _, scheme := range []string{"light", "dark"} {
-		var png []byte
-		w.do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}), chromedp.FullScreenshot(&png, 100))
-		if err := os.WriteFile(filepath.Join(w.shot, fmt.Sprintf("%s-%s-%s.png", name, w.size, scheme)), png, 0o600); err != nil {
+		var picture []byte
+		w.do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}), chromedp.FullScreenshot(&picture, 100))
+		if err := os.WriteFile(filepath.Join(w.shot, fmt.Sprintf("%s-%s-%s.png", name, w.size, scheme)), picture, 0o600); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -238,6 +361,7 @@ func (w *browsing) tour(send func(from, to, subject string)) {
 	w.do(click(link("Messages")), chromedp.WaitVisible("#q"))
 	w.look("messages")
 	w.do(chromedp.SendKeys("#q", "rechnung\r"), chromedp.WaitVisible(link("Rechnung Nr."), chromedp.BySearch), click(link("Rechnung Nr.")), says("Recipients"))
+	w.preview("Dear Ada, your parcel left us today.")
 	w.look("message")
 	w.do(chromedp.Navigate(w.base+"/mails?q=nobody@example.org"), says("Nothing found"))
 	w.look("nothing")
@@ -246,6 +370,7 @@ func (w *browsing) tour(send func(from, to, subject string)) {
 	subject := "For the bin " + w.size
 	send("news@news.example.com", "reader@example.net", subject)
 	w.do(chromedp.Navigate(w.base+"/mails?state=queued"), click(link(subject)), chromedp.WaitVisible(button("Hold"), chromedp.BySearch))
+	w.preview("Your order is on its way")
 	w.look("queued")
 	w.do(click(button("Hold")), says("The message is held."), click(button("Release")), says("The message is released."), click(button("Retry now")), says("The message is due now."))
 	w.do(click(button("Delete")), says("The message is deleted."))
@@ -263,10 +388,16 @@ func (w *browsing) tour(send func(from, to, subject string)) {
 	w.look("suppressions")
 	w.do(click(`//button[@aria-label="Remove w`+w.size+`@example.net"]`), says("The entry is removed."))
 
+	w.do(chromedp.Navigate(w.base+"/suppressions?address=ada@example.net"), says("is not on the list"), click(`//summary`), chromedp.WaitVisible("#add"))
+	w.look("suppress")
+	w.do(chromedp.Navigate(w.base+"/mail/nothing"), says("There is no such page"))
+	w.look("missing")
+
 	// The sandbox's inbox.
 	w.do(click(link("Sandbox inbox")), chromedp.WaitVisible(link("Your order is on its way"), chromedp.BySearch))
 	w.look("inbox")
-	w.do(click(link("Your order is on its way")), says("Delivered to"), chromedp.WaitVisible("iframe"))
+	w.do(click(link("Your order is on its way")), says("Delivered to"))
+	w.preview("Dear Ada, your parcel left us today.")
 	w.look("inboxmail")
 	w.do(chromedp.Navigate(w.base+"/login"), chromedp.WaitVisible("#password"), chromedp.Navigate(w.base+"/"), click(button("Log out")), chromedp.WaitVisible("#password"))
 }

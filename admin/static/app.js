@@ -45,3 +45,9 @@ document.addEventListener("htmx:responseError", (e) => {
   p.textContent = "Not done: " + (e.detail.xhr.status === 401 || e.detail.xhr.status === 403 ? "log in again" : "the bridge answered " + e.detail.xhr.status);
   main.prepend(p);
 });
+// A frame that has the keyboard looks so; style sheets cannot tell.
+const markFrames = () => setTimeout(() => {
+  for (const f of document.querySelectorAll("iframe")) f.classList.toggle("focused", f === document.activeElement);
+});
+addEventListener("blur", markFrames);
+addEventListener("focus", markFrames);
