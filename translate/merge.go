@@ -122,16 +122,25 @@ func (p *planner) substitutions(m Merge) error {
 	case p.bodySize() > maxSubst:
 		return &RefusalError{Status: "5.6.3", Text: fmt.Sprintf("the mail has placeholders to be replaced in a text of more than %d bytes; send the finished text", maxSubst)}
 	}
-	if len(m.RcptSubst) > 0 {
-		var bad []envelope.Rcpt
-		for _, r := range p.Rcpts {
-			if m.RcptSubst[envelope.Fold(r.Addr)] == nil {
-				bad = append(bad, r)
+	// What others have values of their own for, and nobody common ones, each recipient has to have.
+	var wanted []string
+	stands := p.stands()
+	for _, data := range m.RcptSubst {
+		for l := range data {
+			if _, common := m.Subst[l]; !common && stands(l) {
+				wanted = append(wanted, l)
 			}
 		}
-		if bad != nil {
-			return &RefusalError{Status: "5.6.0", Rcpts: bad, Text: fmt.Sprintf("the substitutions of the mail name no values for %q; its placeholders would stay as they are", cut(bad[0].Addr, 100))}
+	}
+	var bad []envelope.Rcpt
+	for _, r := range p.Rcpts {
+		own := m.RcptSubst[envelope.Fold(r.Addr)]
+		if slices.ContainsFunc(wanted, func(l string) bool { _, ok := own[l]; return !ok }) {
+			bad = append(bad, r)
 		}
+	}
+	if bad != nil {
+		return &RefusalError{Status: "5.6.0", Rcpts: bad, Text: fmt.Sprintf("the substitutions of the mail name no values for %q; its placeholders would stay as they are", cut(bad[0].Addr, 100))}
 	}
 	p.subst = &m
 	return nil
@@ -139,6 +148,17 @@ func (p *planner) substitutions(m Merge) error {
 
 // mentions reports whether a placeholder stands in the mail at all: many applications send data that they use nowhere.
 func (p *planner) mentions(m Merge) bool {
+	stands := p.stands()
+	for _, literals := range append(slices.Collect(maps.Values(m.RcptSubst)), m.Subst) {
+		if slices.ContainsFunc(slices.Collect(maps.Keys(literals)), stands) {
+			return true
+		}
+	}
+	return false
+}
+
+// stands gives the search for a literal in the subject and the texts.
+func (p *planner) stands() func(literal string) bool {
 	texts := []string{p.base.Subject}
 	for _, part := range []*mime.Part{p.Message.Text, p.Message.HTML} {
 		if part == nil {
@@ -146,27 +166,13 @@ func (p *planner) mentions(m Merge) bool {
 		}
 		text, err := readAll(part)
 		if err != nil {
-			return true
+			return func(string) bool { return true } // the error comes again where the text is read to be sent
 		}
 		texts = append(texts, text)
 	}
-	in := func(literals map[string]string) bool {
-		for l := range literals {
-			if l != "" && slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(t, l) }) {
-				return true
-			}
-		}
-		return false
+	return func(l string) bool {
+		return l != "" && slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(t, l) })
 	}
-	if in(m.Subst) {
-		return true
-	}
-	for _, literals := range m.RcptSubst {
-		if in(literals) {
-			return true
-		}
-	}
-	return false
 }
 
 func (p *planner) bodySize() (n int64) {

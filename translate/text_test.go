@@ -1,8 +1,11 @@
 package translate
 
 import (
+	"errors"
 	"strings"
 	"testing"
+
+	"smtpbridge/mime"
 )
 
 // TestTextLosses: what a structured call cannot say of texts, or has to add to them, is a loss.
@@ -88,6 +91,41 @@ func TestSizes(t *testing.T) {
 			}
 			if e := refusal(t, r); e.Status != "5.3.4" || !strings.HasPrefix(e.Text, tt.refused) {
 				t.Errorf("refused with %s %s, want %s", e.Status, e.Text, tt.refused)
+			}
+		})
+	}
+}
+
+// Whoever lacks a value of his own has the common one; without that the mail is refused for him, if its placeholder stands in it.
+func TestSubstitutionsOfSomeRecipients(t *testing.T) {
+	const a, b = "a@example.com", "b@example.com"
+	for _, tt := range []struct {
+		name, text string
+		fields     []string
+		want       map[string]string // text by recipient
+		refused    string
+	}{
+		{"common and own", "*|NAME|* *|CITY|*", []string{"X-MC-MergeVars", `{"name": "all", "city": "Bonn"}`, "X-MC-MergeVars", `{"_rcpt": "` + b + `", "name": "B"}`}, map[string]string{a: "all Bonn", b: "B Bonn"}, ""},
+		{"own alone", "*|NAME|*", []string{"X-MC-MergeVars", `{"_rcpt": "` + b + `", "name": "B"}`}, nil, a},
+		{"own in part", "*|NAME|* *|CITY|*", []string{"X-MC-MergeVars", `{"_rcpt": "` + a + `", "name": "A"}`, "X-MC-MergeVars", `{"_rcpt": "` + b + `", "name": "B", "city": "Bonn"}`}, nil, a},
+		{"not in the text", "hello", []string{"X-MC-MergeVars", `{"_rcpt": "` + b + `", "name": "B"}`}, map[string]string{a: "hello", b: "hello"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := message(tt.fields...)
+			m.To, m.Text = addrs(a, b), mime.NewPart(tt.text)
+			mails, _, err := Apply(request(m, Capabilities{JSON: true, Cc: true, Bcc: true}, a, b))
+			var refused *RefusalError
+			if errors.As(err, &refused) != (tt.refused != "") || refused != nil && (len(refused.Rcpts) != 1 || refused.Rcpts[0].Addr != tt.refused) {
+				t.Fatalf("got %v, want a refusal for %q", err, tt.refused)
+			}
+			for _, x := range mails {
+				text, err := readAll(x.Msg.Text)
+				if err != nil || len(x.Rcpts) != 1 || text != tt.want[x.Rcpts[0].Addr] {
+					t.Errorf("%v gets %q, %v; want %q", x.Rcpts, text, err, tt.want[x.Rcpts[0].Addr])
+				}
+			}
+			if len(mails) != len(tt.want) {
+				t.Errorf("%d mails, want %d", len(mails), len(tt.want))
 			}
 		})
 	}
