@@ -507,6 +507,36 @@ func TestReloadMovesWaitingMailToTheNewAccount(t *testing.T) {
 	})
 }
 
+// TestClaimPlansAnew: a claim that finds its job planned under another configuration has it planned anew before anything is
+// sent, whichever of the two fingerprints is the greater number.
+func TestClaimPlansAnew(t *testing.T) {
+	for _, generation := range []int64{1, 3} {
+		t.Run(fmt.Sprint("2 to ", generation), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				old, fresh := &fake{caps: jsonCaps()}, &fake{caps: jsonCaps()}
+				b := newBench(t, old)
+				defer b.close()
+				b.cfg.Generation = 2
+				id := b.submit("r@r.example")
+				b.cfg.Accounts["new"] = &Account{Name: "new", Info: providers.Info{Name: "fake"}, Provider: fresh}
+				b.cfg.Routes, b.cfg.Generation = table(t, route.Route{Name: "main", Senders: []string{"example.com"}, Accounts: []string{"new"}}), generation
+				b.queue = func(q Queue) Queue { return neverStale{q} }
+				b.start()
+				b.after(time.Minute)
+				b.wantStates(id, "r=sent")
+				if e := b.finals(id)["r@r.example"]; e.Account != "new" || len(old.seen()) > 0 {
+					t.Errorf("sent by %s, %d calls of the old account", e.Account, len(old.seen()))
+				}
+			})
+		})
+	}
+}
+
+// neverStale hides mail planned under another configuration from the loop that looks for it.
+type neverStale struct{ Queue }
+
+func (neverStale) Stale(context.Context, int64, int) ([]string, error) { return nil, nil }
+
 // TestReloadProbesPausedAccounts: whoever changes the configuration may have mended the account, so it is asked at once; an
 // operator's stop stays.
 func TestReloadProbesPausedAccounts(t *testing.T) {

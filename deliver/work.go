@@ -213,7 +213,7 @@ func (w *work) mayStart() bool {
 		return false
 	}
 	rt, ok := w.p.route(job.Route)
-	if !ok || job.Generation < w.p.Generation() && !w.frozen() {
+	if !ok || job.Generation != w.p.Generation() && !w.frozen() { // a fingerprint: an older one may be the greater number
 		w.replan()
 		return false
 	}
