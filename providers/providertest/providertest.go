@@ -181,6 +181,7 @@ func Run(t *testing.T, s Suite) {
 		t.Run("redirects", s.redirects)
 		t.Run("secrets", s.secrets)
 		t.Run("connections", s.connections)
+		t.Run("tls", s.tls)
 	}
 	if s.Twin != nil {
 		t.Run("twin", s.twin)
@@ -713,6 +714,25 @@ func (s Suite) connections(t *testing.T) {
 		p := s.New(t, srv.URL, nil)
 		_, err := p.Send(t.Context(), Plain(t, p.Capabilities(), 1))
 		if e := asError(t, "answer lost", err); e.Kind != providers.Ambiguous {
+			t.Errorf("got %v, want Ambiguous", e)
+		}
+	})
+	t.Run("reset within the answer", func(t *testing.T) {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(io.Discard, r.Body)
+			w.Header().Set("Content-Length", "1000")
+			io.WriteString(w, `{"`)
+		}))
+		defer srv.Close()
+		p := s.New(t, srv.URL, nil)
+		m := Plain(t, p.Capabilities(), 1)
+		out, err := p.Send(t.Context(), m)
+		if s.UnreadableAccepted {
+			if err != nil {
+				t.Fatalf("got %v, the suite says accepted", err)
+			}
+			CheckOutcome(t, m, out)
+		} else if e := asError(t, "reset within the answer", err); e.Kind != providers.Ambiguous {
 			t.Errorf("got %v, want Ambiguous", e)
 		}
 	})
