@@ -43,7 +43,7 @@ fuzz-short: ## 5 s for each group of targets
 	  $(GO) test -run '^$$' -fuzz "^$${t#*:}\$$" -fuzztime 5s ./$${t%%:*} || exit 1; done
 
 crash: build ## kill -9 under load, many rounds, with a ledger
-	$(GO) test -count=1 -timeout 60m -run TestKill ./test -kills 200
+	$(GO) test -count=1 -timeout 60m -run TestKill ./test -kills 200 -kill-mails 10000
 
 million: ## a start with 1,000,000 mails queued
 	$(GO) test -count=1 -timeout 60m -v -run TestCase063 ./test -queued 1000000

@@ -19,8 +19,8 @@ import (
 )
 
 var (
-	kills     = flag.Int("kills", 5, "how often TestKill ends the bridge with kill -9")
-	killMails = flag.Int("kill-mails", 2000, "how many mails TestKill gets accepted")
+	kills     = flag.Int("kills", 20, "how often TestKill ends the bridge with kill -9")
+	killMails = flag.Int("kill-mails", 1000, "how many mails TestKill gets accepted")
 )
 
 // TestKill ends the bridge with kill -9 at random moments under load and counts: every mail that got
