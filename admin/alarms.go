@@ -16,7 +16,7 @@ import (
 
 // What the alarms watch for.
 const (
-	// BacklogAge is the age of the oldest waiting mail from which on the backlog is an alarm.
+	// BacklogAge is how long a mail may wait, once it is due, before the backlog is an alarm.
 	BacklogAge = time.Hour
 	// SilenceAfter is how long an account that had webhooks before may send mail without getting one.
 	SilenceAfter = 24 * time.Hour
@@ -191,7 +191,7 @@ func (a *Alarms) conditions(ctx context.Context, now time.Time) (found map[strin
 		return nil, false
 	}
 	if !st.Oldest.IsZero() && now.Sub(st.Oldest) > BacklogAge {
-		add(AlarmBacklog, "", fmt.Sprintf("the oldest of %d waiting mails came %s ago", st.Queued, now.Sub(st.Oldest).Round(time.Minute)))
+		add(AlarmBacklog, "", fmt.Sprintf("the first of %d queued mails has been waiting for %s", st.Queued, now.Sub(st.Oldest).Round(time.Minute)))
 	}
 	states, err := a.Store.Accounts(ctx)
 	if err != nil {

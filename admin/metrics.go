@@ -177,7 +177,7 @@ func (c *statsCache) read(ctx context.Context, st *store.Store, now time.Time) (
 var (
 	queuedDesc   = prometheus.NewDesc("smtpbridge_queue_mails", "Mails in the queue, by state.", []string{"state"}, nil)
 	inFlightDesc = prometheus.NewDesc("smtpbridge_calls_in_flight", "API calls started and not settled.", nil, nil)
-	oldestDesc   = prometheus.NewDesc("smtpbridge_queue_oldest_seconds", "Age of the oldest mail that waits.", nil, nil)
+	oldestDesc   = prometheus.NewDesc("smtpbridge_queue_oldest_seconds", "How long the first of the queued mails has been waiting since it was received or, if it was to be sent later, due.", nil, nil)
 	accountDesc  = prometheus.NewDesc("smtpbridge_queue_account_jobs", "Jobs that wait, by account.", []string{"account"}, nil)
 )
 

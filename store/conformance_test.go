@@ -228,6 +228,7 @@ func runSuite(t *testing.T, e engine) {
 		{"commit refuses", testCommitRefuses},
 		{"preflight refusals", testPreflight},
 		{"claim", testClaim},
+		{"oldest", testOldest},
 		{"start", testStart},
 		{"ambiguous after restart", testAmbiguousAfterRestart},
 		{"settle keeps the ledger", testSettleKeepsLedger},

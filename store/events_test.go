@@ -483,6 +483,38 @@ func testLookups(t *testing.T, e engine) {
 	}
 }
 
+// testOldest: a mail that is to be sent later waits from then on, whoever else came meanwhile.
+func testOldest(t *testing.T, e engine) {
+	f := newFixture(t, e)
+	want := func(what string, want time.Time) {
+		t.Helper()
+		if st, err := f.Stats(t.Context()); err != nil || !st.Oldest.Equal(want) {
+			t.Errorf("%s: the first waits since %v, %v, want %v", what, st.Oldest, err, want)
+		}
+	}
+	want("empty", time.Time{})
+	due := f.clock.now().Add(24 * time.Hour)
+	m := testMail(f.clock.now(), "later@example.org")
+	f.must(f.commit(m, []byte("Subject: x\r\n\r\nhello\r\n"), []NewJob{{Accounts: []string{"a"}, Rcpts: all(m), NextAt: due, Expires: due.Add(time.Hour)}}))
+	f.clock.add(23 * time.Hour)
+	want("not due", time.Time{})
+	since := f.clock.now()
+	id := f.accept("b", "one@example.org")
+	f.accept("b", "two@example.org")
+	want("another waits", since)
+	f.clock.add(2 * time.Hour)
+	want("due for an hour, another waits for two", since)
+	d := f.detail(id)
+	f.must(f.Replan(t.Context(), id, 2, []NewJob{{Accounts: []string{"b"}, Rcpts: d.Jobs[0].Rcpts, NextAt: f.clock.now(), Expires: due}}))
+	want("planned anew", since)
+	f.must(f.Hold(t.Context(), id, "x"))
+	want("held", since)
+	f.must(f.Delete(t.Context(), id))
+	f.clock.add(time.Hour)
+	f.accept("b", "three@example.org")
+	want("the second of two", since)
+}
+
 func testReplan(t *testing.T, e engine) {
 	f := newFixture(t, e)
 	id := f.accept("a", "one@example.org", "two@example.org", "three@example.org")

@@ -208,10 +208,9 @@ func (t *tx) insertJob(ctx context.Context, mailID string, j NewJob, r jobRow) (
 	if next == 0 {
 		next = us(t.s.now())
 	}
-	// The life of a mail that is to be sent later begins then.
-	created := maxOf(r.created, next)
-	if r.attempts > 0 {
-		created = r.created
+	created := r.created
+	if r.attempts == 0 && next > us(t.s.now()) { // the life of a mail that is to be sent later begins then
+		created = maxOf(created, next)
 	}
 	out := Job{
 		MailID: mailID, Route: text(j.Route), Account: j.Accounts[0], Accounts: j.Accounts, NextAt: at(next), Attempts: r.attempts,

@@ -365,21 +365,23 @@ func (t *tx) delete(ctx context.Context, id string, evs []event.Event) error {
 func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	st := Stats{ByAccount: map[string]int{}}
 	err := s.view(ctx, func(ctx context.Context, t *tx) error {
-		err := t.each(ctx, "SELECT state, count(*), min(received) FROM mails WHERE finished = 0 AND state IN ('queued', 'held') GROUP BY state", nil, func(scan func(...any) error) error {
+		err := t.each(ctx, "SELECT state, count(*) FROM mails WHERE finished = 0 AND state IN ('queued', 'held') GROUP BY state", nil, func(scan func(...any) error) error {
 			var state string
 			var n int
-			var oldest int64
-			if err := scan(&state, &n, &oldest); err != nil {
+			if err := scan(&state, &n); err != nil {
 				return err
 			}
 			if state == string(MailHeld) {
 				st.Held = n
 			} else {
-				st.Queued, st.Oldest = n, at(oldest)
+				st.Queued = n
 			}
 			return nil
 		})
 		if err != nil {
+			return err
+		}
+		if st.Oldest, err = t.oldest(ctx); err != nil {
 			return err
 		}
 		if err := t.get(ctx, []any{&st.InFlight}, "SELECT count(*) FROM calls WHERE state IN ('open', 'ambiguous') AND state = 'open'"); err != nil {
@@ -399,6 +401,22 @@ func (s *Store) Stats(ctx context.Context) (Stats, error) {
 		return Stats{}, fmt.Errorf("stats: %w", err)
 	}
 	return st, nil
+}
+
+// oldest tells since when the first of the queued mails waits. No mail waits before it was received: whoever waits, only
+// mails received before that can have been waiting longer.
+func (t *tx) oldest(ctx context.Context) (time.Time, error) {
+	const waiting = "FROM mails m JOIN jobs j ON j.mail_id = m.id WHERE m.state = 'queued' AND m.finished = 0 AND j.held = 0 AND j.created <= ?"
+	now := us(t.s.now())
+	var first int64
+	err := t.get(ctx, []any{&first}, "SELECT j.created "+waiting+" ORDER BY m.id LIMIT 1", now)
+	if errors.Is(err, ErrNotFound) {
+		return time.Time{}, nil
+	}
+	if err == nil {
+		err = t.get(ctx, []any{&first}, "SELECT coalesce(min(j.created), ?) "+waiting+" AND m.received <= ?", first, now, first)
+	}
+	return at(first), err
 }
 
 // Accounts returns the accounts that are not simply active.

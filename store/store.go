@@ -312,6 +312,6 @@ type Detail struct {
 // Stats are the numbers an operator asks first.
 type Stats struct {
 	Queued, Held, InFlight int
-	Oldest                 time.Time // acceptance of the oldest queued mail, zero when none
+	Oldest                 time.Time // since when the first of the queued mails waits: its Job.Created; zero when none does
 	ByAccount              map[string]int
 }
