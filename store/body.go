@@ -60,7 +60,7 @@ func (s *Store) Begin(ctx context.Context) (Receipt, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := s.space.check(s); err != nil {
+	if err := s.Space(); err != nil {
 		return nil, err
 	}
 	return &receipt{s: s, sum: sha256.New()}, nil
@@ -132,7 +132,7 @@ func (r *receipt) spill() error {
 
 // SpoolFile returns a file without a name below the data directory, ErrNoSpace when the disk is known to be full.
 func (s *Store) SpoolFile() (*os.File, error) {
-	if err := s.space.check(s); err != nil {
+	if err := s.Space(); err != nil {
 		return nil, err
 	}
 	return s.spoolFile()

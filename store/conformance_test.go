@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -56,7 +57,7 @@ func newFixture(t *testing.T, e engine, change ...func(*Options)) *fixture {
 	o.Now = c.now
 	o.KeepBodies = time.Hour
 	o.Provider = func(account string) string { return "prov-" + account }
-	o.Logf = func(msg string, args ...any) { t.Logf("%s %v", msg, args) }
+	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	for _, f := range change {
 		f(&o)
 	}

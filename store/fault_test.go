@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -647,17 +648,8 @@ func TestCase064_foreignFiles(t *testing.T) {
 	if err := os.Symlink(outside, link); err != nil {
 		t.Fatal(err)
 	}
-	var mu sync.Mutex
-	foreign := 0
-	s, err = openDir(t, dir, nil, func(o *Options) {
-		o.Logf = func(msg string, _ ...any) {
-			mu.Lock()
-			defer mu.Unlock()
-			if msg == "queue foreign" {
-				foreign++
-			}
-		}
-	})
+	var log lines
+	s, err = openDir(t, dir, nil, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -673,11 +665,9 @@ func TestCase064_foreignFiles(t *testing.T) {
 	if _, err := os.Stat(outside); err != nil {
 		t.Error("a link was followed")
 	}
-	mu.Lock()
-	if foreign != 4 {
-		t.Errorf("got %d foreign files reported, want 4", foreign)
+	if n := log.count("level=WARN msg=queue.foreign "); n != 4 {
+		t.Errorf("got %d foreign files reported, want 4", n)
 	}
-	mu.Unlock()
 	b, err := s.Body(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
@@ -893,5 +883,49 @@ func TestNoScans(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// lines is a log that tests look into.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.b.String(), text)
+}
+
+// TestLog: a new store is created, not migrated, and a damaged mail is an error line.
+func TestLog(t *testing.T) {
+	var log lines
+	dir := t.TempDir()
+	open := func() *Store {
+		s, err := openDir(t, dir, nil, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	s.Close()
+	s = open()
+	defer s.Close()
+	if c, m := log.count("level=INFO msg=queue.created"), log.count("queue.migrated"); c != 1 || m != 0 {
+		t.Errorf("a store opened twice was created %d times, migrated %d times", c, m)
+	}
+	if err := s.quarantine(t.Context(), "nobody", "a test"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("quarantine of nothing: %v", err)
+	}
+	if n := log.count(`level=ERROR msg=queue.corrupt id=nobody reason="a test"`); n != 1 {
+		t.Errorf("%d error lines", n)
 	}
 }

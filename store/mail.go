@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -387,7 +388,7 @@ func (t *tx) hold(ctx context.Context, id, reason string) error {
 
 // quarantine holds a mail whose stored data is damaged, and says so in an event.
 func (s *Store) quarantine(ctx context.Context, id, what string) error {
-	s.log("queue corrupt", "id", id, "reason", what)
+	s.log(slog.LevelError, logCorrupt, "id", id, "reason", what)
 	return s.do(ctx, 0, func(ctx context.Context, t *tx) error {
 		if err := t.hold(ctx, id, "corrupt"); err != nil {
 			return err

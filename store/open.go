@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -431,7 +432,11 @@ func (s *Store) migrate(ctx context.Context, db *sql.DB) error {
 	if _, err := p.Up(ctx); err != nil {
 		return fmt.Errorf("migrate from schema version %d to %d: %w", have, want, mapError(err))
 	}
-	s.log("queue migrated", "from", have, "to", want)
+	if have == 0 {
+		s.log(slog.LevelInfo, logCreated)
+	} else {
+		s.log(slog.LevelInfo, logMigrated, "from", have, "to", want)
+	}
 	return nil
 }
 
@@ -460,17 +465,13 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Space returns ErrNoSpace while the disk is known to be too full to receive mail. It is cheap: asked for
-// every mail before its first byte.
-func (s *Store) Space() error { return s.space.check(s) }
-
 // Ping commits a transaction: it returns nil only if the store can accept a mail right now.
 func (s *Store) Ping(ctx context.Context) error {
 	if s.o.ReadOnly {
 		var n int
 		return s.read().get(ctx, []any{&n}, "SELECT 1")
 	}
-	if err := s.space.check(s); err != nil {
+	if err := s.Space(); err != nil {
 		return err
 	}
 	return s.do(ctx, 0, func(ctx context.Context, t *tx) error {
@@ -513,12 +514,6 @@ func (s *Store) wake(topic Topic) {
 	}
 }
 
-func (s *Store) log(msg string, args ...any) {
-	if s.o.Logf != nil {
-		s.o.Logf(msg, args...)
-	}
-}
-
 func (s *Store) now() time.Time { return s.o.Now() }
 
 // us and at convert between times and the microseconds of the database.
@@ -538,28 +533,37 @@ func at(us int64) time.Time {
 
 // spaceCheck remembers for a second what the file system said.
 type spaceCheck struct {
-	mu   sync.Mutex
-	at   time.Time
-	free int64
-	err  error
+	mu          sync.Mutex
+	at          time.Time
+	free, total int64
+	err         error
 }
 
-func (c *spaceCheck) check(s *Store) error {
-	if s.o.MinFree < 0 {
-		return nil
-	}
+// Disk tells how much room the file system of the data directory has. It is cheap: the answer may be a second old.
+func (s *Store) Disk() (free, total int64, err error) {
+	c := &s.space
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := time.Now(); now.Sub(c.at) > time.Second || now.Before(c.at) {
 		var st syscall.Statfs_t
 		c.at, c.err = now, syscall.Statfs(s.o.Dir, &st)
-		c.free = int64(st.Bavail) * st.Bsize
+		c.free, c.total = int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
 	}
 	if c.err != nil {
-		return fmt.Errorf("free space of %s: %w", s.o.Dir, c.err)
+		return 0, 0, fmt.Errorf("free space of %s: %w", s.o.Dir, c.err)
 	}
-	if c.free < s.o.MinFree {
-		return fmt.Errorf("%w: %d bytes free, %d wanted", ErrNoSpace, c.free, s.o.MinFree)
+	return c.free, c.total, nil
+}
+
+// Space returns ErrNoSpace while the disk is known to be too full to receive mail. It is cheap: asked for
+// every mail before its first byte.
+func (s *Store) Space() error {
+	if s.o.MinFree < 0 {
+		return nil
 	}
-	return nil
+	free, _, err := s.Disk()
+	if err == nil && free < s.o.MinFree {
+		err = fmt.Errorf("%w: %d bytes free, %d wanted", ErrNoSpace, free, s.o.MinFree)
+	}
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"log/slog"
 	"net"
 	"strings"
 	"time"
@@ -108,7 +109,7 @@ func (s *Store) listen(ctx context.Context, cfg *pgx.ConnConfig) {
 				}
 			}
 			if err != nil && ctx.Err() == nil {
-				s.log("postgres listen failed", "error", err)
+				s.log(slog.LevelWarn, logListen, "err", err)
 				<-second.Done()
 			}
 		}
@@ -163,7 +164,7 @@ func (s *Store) renew(ctx context.Context) {
 			return err
 		})
 		if err != nil && ctx.Err() == nil {
-			s.log("lease renewal failed", "error", err)
+			s.log(slog.LevelWarn, logLease, "err", err)
 		}
 	}
 }

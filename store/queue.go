@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -107,7 +108,7 @@ func (s *Store) Claim(ctx context.Context, account string, n int) ([]*Claim, err
 	}
 	for _, id := range bad {
 		if err := s.quarantine(ctx, id, "the stored envelope fails its checksum"); err != nil {
-			s.log("queue corrupt", "id", id, "error", err)
+			s.log(slog.LevelError, logCorrupt, "id", id, "err", err)
 		}
 	}
 	return s.resolve(ctx, out)

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"time"
 
 	"smtpbridge/envelope"
@@ -38,14 +39,14 @@ type Options struct {
 	Dir        string // data_dir: the SQLite file, blobs, the spool of mails being received
 	URL        string // "" = SQLite in Dir; "postgres://..." = PostgreSQL
 	Now        func() time.Time
-	InlineBody int64                         // bodies up to this many bytes are in the row, default 128 KiB
-	ReadOnly   bool                          // for CLI commands while no bridge runs: no lock, no migration, no write
-	Logf       func(msg string, args ...any) // slog-style key/values; nil = silent
-	KeepBodies time.Duration                 // how long the body of a mail that was sent stays; 0 = gone with the transaction that finishes it
-	MinFree    int64                         // Begin answers ErrNoSpace below so many free bytes in Dir, default 64 MiB; negative = no check
-	Lease      time.Duration                 // PostgreSQL: life of an unrenewed claim, default 2 min; living nodes renew theirs
-	Fresh      int64                         // SQLite: bytes of memory for mails just committed, so that their first delivery need not read them back; 0 = none
-	Provider   func(account string) string   // names the provider of an account for the events the store writes itself; may be nil
+	InlineBody int64                       // bodies up to this many bytes are in the row, default 128 KiB
+	ReadOnly   bool                        // for CLI commands while no bridge runs: no lock, no migration, no write
+	Log        *slog.Logger                // nil = silent
+	KeepBodies time.Duration               // how long the body of a mail that was sent stays; 0 = gone with the transaction that finishes it
+	MinFree    int64                       // Begin answers ErrNoSpace below so many free bytes in Dir, default 64 MiB; negative = no check
+	Lease      time.Duration               // PostgreSQL: life of an unrenewed claim, default 2 min; living nodes renew theirs
+	Fresh      int64                       // SQLite: bytes of memory for mails just committed, so that their first delivery need not read them back; 0 = none
+	Provider   func(account string) string // names the provider of an account for the events the store writes itself; may be nil
 }
 
 // Mail is one accepted mail.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,7 +58,7 @@ func (s *Store) recover(ctx context.Context) error {
 			gone, err := s.sweepBlob(back, blob)
 			if err != nil {
 				if back.Err() == nil {
-					s.log("orphan sweep failed", "blob", blob, "error", err)
+					s.log(slog.LevelWarn, logSweep, "blob", blob, "err", err)
 				}
 				return
 			}
@@ -66,7 +67,7 @@ func (s *Store) recover(ctx context.Context) error {
 			}
 		}
 		if open > 0 || orphans > 0 {
-			s.log("queue recovered", "n", open, "orphans", orphans)
+			s.log(slog.LevelInfo, logRecovered, "n", open, "orphans", orphans)
 		}
 	}()
 	return nil
@@ -147,7 +148,7 @@ func (s *Store) sweepSpool() error {
 	}
 	for _, e := range entries {
 		if !e.Type().IsRegular() || !strings.HasPrefix(e.Name(), "spool-") {
-			s.log("queue foreign", "path", filepath.Join(dir, e.Name()))
+			s.log(slog.LevelWarn, logForeign, "path", filepath.Join(dir, e.Name()))
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
@@ -167,7 +168,7 @@ func (s *Store) listBlobs() ([]string, error) {
 	var out []string
 	for _, d := range dirs {
 		if !d.IsDir() || len(d.Name()) != 2 {
-			s.log("queue foreign", "path", filepath.Join(root, d.Name()))
+			s.log(slog.LevelWarn, logForeign, "path", filepath.Join(root, d.Name()))
 			continue
 		}
 		files, err := os.ReadDir(filepath.Join(root, d.Name()))
@@ -176,7 +177,7 @@ func (s *Store) listBlobs() ([]string, error) {
 		}
 		for _, f := range files {
 			if !f.Type().IsRegular() || len(f.Name()) != 26 || !strings.HasSuffix(f.Name(), d.Name()) {
-				s.log("queue foreign", "path", filepath.Join(root, d.Name(), f.Name()))
+				s.log(slog.LevelWarn, logForeign, "path", filepath.Join(root, d.Name(), f.Name()))
 				continue
 			}
 			out = append(out, filepath.Join(d.Name(), f.Name()))

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -367,7 +368,7 @@ func (s *Store) step(ctx context.Context, base *tx, o *op) (err error) {
 func guard(ctx context.Context, t *tx, f func(ctx context.Context, t *tx) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			t.s.log("store panic", "panic", p, "stack", string(debug.Stack()))
+			t.s.log(slog.LevelError, logPanic, "panic", p, "stack", string(debug.Stack()))
 			err = errors.New("internal error in the store")
 		}
 	}()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -102,7 +103,7 @@ func (s *Store) AbandonOverdue(ctx context.Context, before time.Time) (int, erro
 		if err := s.Abandon(ctx, id); err != nil {
 			return n, err
 		}
-		s.log("unanswered mail abandoned", "id", id)
+		s.log(slog.LevelInfo, logAbandoned, "id", id)
 	}
 	return len(ids), nil
 }

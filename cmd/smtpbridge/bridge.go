@@ -94,11 +94,11 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if b.parts, err = makeParts(cfg, b.registry, gen, b.log); err != nil {
 		return nil, err
 	}
-	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Fresh: freshBytes, Logf: b.logf, KeepBodies: cfg.Retention.Bodies.D()})
+	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Fresh: freshBytes, Log: b.log, KeepBodies: cfg.Retention.Bodies.D()})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
 	}
-	b.intake = &intake{store: b.store, log: b.log, disk: newDisk(cfg.DataDir)}
+	b.intake = &intake{store: b.store, log: b.log, disk: b.store.Disk}
 	b.intake.now.Store(b.parts)
 	b.dsn = sink.NewDSN(sink.DSNConfig{Store: b.store, Settings: func() *sink.DSNSettings { return b.intake.now.Load().dsn }, Log: b.log})
 	if err = b.dsn.Arm(ctx, b.parts.dsn != nil); err != nil {
@@ -175,8 +175,6 @@ func (b *Bridge) load() (*config.Config, int64, error) {
 	h.Write(text)
 	return cfg, int64(h.Sum64() >> 1), nil
 }
-
-func (b *Bridge) logf(msg string, args ...any) { b.log.Info(msg, args...) }
 
 // sayLoaded tells what was in the queue at the start.
 func (b *Bridge) sayLoaded(ctx context.Context) {

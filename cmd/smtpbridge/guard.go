@@ -54,8 +54,8 @@ func (p *pulse) check(ping func(context.Context) error) error {
 // writes, a sender who has used his hour up. Cases 58 and 59.
 func (in *intake) checkSender(listener, user, _ string) *smtp.Refusal {
 	p := in.now.Load()
-	low, free, err := in.disk.low(p.cfg)
-	if low || errors.Is(in.store.Space(), store.ErrNoSpace) {
+	free, total, err := in.disk()
+	if low(p.cfg, free, total) || errors.Is(in.store.Space(), store.ErrNoSpace) {
 		in.say("queue.nospace", "free", free)
 		return refuseSpace
 	}

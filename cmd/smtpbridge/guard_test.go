@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,18 +16,19 @@ import (
 // Case 58: too little room is told at MAIL, before a byte of the mail.
 func TestCase058_lowSpaceAtMail(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, "max_message_size = \"100MiB\"", "")
-	free, total := int64(1<<40), int64(10<<40)
-	var statErr error
-	d := r.intake.disk
-	set := func(f, tot int64, err error) {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		free, total, statErr, d.at = f, tot, err, time.Time{}
+	type space struct {
+		free, total int64
+		err         error
 	}
-	d.mu.Lock()
-	d.stat = func(string) (int64, int64, error) { return free, total, statErr }
-	d.mu.Unlock()
+	var disk atomic.Pointer[space]
+	set := func(free, total int64, err error) { disk.Store(&space{free, total, err}) }
+	set(1<<40, 10<<40, nil)
+	r := &rig{t: t, dir: shortTemp(t), esp: newHeldESP(t)}
+	r.write("max_message_size = \"100MiB\"", "")
+	r.before = func(b *Bridge) {
+		b.intake.disk = func() (int64, int64, error) { d := disk.Load(); return d.free, d.total, d.err }
+	}
+	r.start()
 	c := r.dial()
 	c.cmd("EHLO x", "250")
 	for _, tt := range []struct {
@@ -51,25 +53,6 @@ func TestCase058_lowSpaceAtMail(t *testing.T) {
 	c.cmd("MAIL FROM:<app@example.com>", "421 4.3.0")
 	if _, err := c.r.ReadByte(); err == nil {
 		t.Error("the session goes on after 421")
-	}
-}
-
-// The answer of the file system is remembered for a moment.
-func TestDiskIsAskedSeldom(t *testing.T) {
-	asked := 0
-	d := &disk{stat: func(string) (int64, int64, error) { asked++; return 1 << 40, 1 << 40, nil }}
-	r := &rig{t: t, dir: shortTemp(t), esp: newHeldESP(t)}
-	r.write("", "")
-	b, err := NewBridge(t.Context(), r.file, quiet())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.close()
-	for range 100 {
-		d.low(b.parts.cfg)
-	}
-	if asked > 2 {
-		t.Errorf("asked %d times", asked)
 	}
 }
 

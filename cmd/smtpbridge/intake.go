@@ -26,7 +26,7 @@ type intake struct {
 	log    *slog.Logger
 	now    atomic.Pointer[parts] // the configuration in force
 
-	disk  *disk
+	disk  func() (free, total int64, err error)
 	pulse pulse
 	rates rates
 

@@ -93,6 +93,8 @@ type rig struct {
 	file string
 	esp  *heldESP
 	stop func()
+
+	before func(*Bridge) // changes the bridge before it runs
 }
 
 // newRig starts a bridge; listener and more are parts of its configuration.
@@ -123,6 +125,9 @@ func (r *rig) start() {
 		r.t.Fatal(err)
 	}
 	r.Bridge = b
+	if r.before != nil {
+		r.before(b)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ran, ready := make(chan error, 1), make(chan struct{})
 	go func() { ran <- b.Run(ctx, func() { close(ready) }) }()
