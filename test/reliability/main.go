@@ -36,6 +36,7 @@ type Case struct {
 	Name  string `json:"name"`
 	Core  bool   `json:"core"`
 	Later string `json:"later"` // why no test proves it yet
+	Log   string `json:"log"`   // the event of the line that tells an operator of it
 }
 
 func cases() ([]Case, error) {

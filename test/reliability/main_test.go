@@ -2,7 +2,11 @@ package main
 
 import (
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -46,6 +50,48 @@ func TestEveryCaseHasATest(t *testing.T) {
 	}
 }
 
+// TestEveryLogNameExists: what a case is to log is in the program under that name.
+func TestEveryLogNameExists(t *testing.T) {
+	root, _, err := moduleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cs, err := cases()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var source strings.Builder
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "test" || strings.HasPrefix(d.Name(), ".") && path != root):
+			return fs.SkipDir
+		case d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		source.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := 0
+	for _, c := range cs {
+		if c.Log == "" {
+			continue
+		}
+		named++
+		if !strings.Contains(source.String(), strconv.Quote(c.Log)) {
+			t.Errorf("case %d (%s) is to log %q, which nothing does", c.N, c.Name, c.Log)
+		}
+	}
+	if named == 0 {
+		t.Error("no case names what it logs")
+	}
+}
+
 func TestNumbers(t *testing.T) {
 	for name, want := range map[string][]int{
 		"TestCase036_DataTimeout": {36}, "TestCase065_066_Connections": {65, 66}, "TestCase117": {117},
@@ -60,14 +106,14 @@ func TestNumbers(t *testing.T) {
 // TestJudge makes sure that the table can say no.
 func TestJudge(t *testing.T) {
 	cs := []Case{
-		{1, "pass", true, ""},
-		{2, "one of two fails", true, ""},
-		{3, "skipped only", true, ""},
-		{4, "no test", true, ""},
-		{5, "no test", false, "reason"},
-		{6, "not core, fails", false, ""},
-		{7, "did not compile", true, ""},
-		{8, "one of two skipped", true, ""},
+		{1, "pass", true, "", ""},
+		{2, "one of two fails", true, "", ""},
+		{3, "skipped only", true, "", ""},
+		{4, "no test", true, "", ""},
+		{5, "no test", false, "reason", ""},
+		{6, "not core, fails", false, "", ""},
+		{7, "did not compile", true, "", ""},
+		{8, "one of two skipped", true, "", ""},
 	}
 	tests := []Test{
 		{"a", "TestCase001_x", []int{1}},
