@@ -182,6 +182,7 @@ func withESPs(t *testing.T, names []string, f func(t *testing.T, b *bench, e *es
 				b.cfg.Expire = 5 * 24 * time.Hour
 				b.cfg.Accounts["a"].Info = e.info
 				b.start()
+				b.after(0) // it runs
 				f(t, b, e)
 				if n := len(e.wire.hosts); n > 1 {
 					t.Errorf("requests to %v", e.wire.hosts)
