@@ -36,29 +36,7 @@ func TestKill(t *testing.T) {
 	defer mpServer.Close()
 	defer spServer.Close()
 	dir, port := t.TempDir(), freePort(t)
-	b := newBridge(t, dir, fmt.Sprintf(`hostname = "bridge.example.com"
-data_dir = %q
-[[listener]]
-address = "127.0.0.1:%d"
-[[account]]
-name = "mp"
-provider = "mailpace"
-api_key = "mp-token-0123456789"
-base_url = %q
-[[account]]
-name = "sp"
-provider = "smtpeter"
-api_key = "sp-token-0123456789"
-base_url = %q
-[account.options]
-reference_tag = false # no look-ups: they would settle a lost answer only after ten minutes
-[[route]]
-senders = ["mp.example.com"]
-accounts = ["mp"]
-[[route]]
-senders = ["sp.example.com"]
-accounts = ["sp"]
-[delivery]
+	b := newBridge(t, dir, twoESPs(dir, port, mpServer.URL, spServer.URL, "")+fmt.Sprintf(`[delivery]
 retry = "1s*"
 [webhook]
 address = ""
@@ -66,7 +44,7 @@ address = ""
 file = %q
 [log]
 level = "warn"
-`, dir, port, mpServer.URL, spServer.URL, dir+"/events.jsonl"))
+`, dir+"/events.jsonl"))
 	b.start()
 
 	var (
@@ -189,4 +167,32 @@ func subjectOf(mail string) string {
 	_, rest, _ := strings.Cut(mail, "\r\nSubject: ")
 	subject, _, _ := strings.Cut(rest, "\r\n")
 	return subject
+}
+
+// twoESPs is a configuration with the accounts mp and sp for mail from their domains; more lines for mp.
+func twoESPs(dir string, port int, mp, sp, more string) string {
+	return fmt.Sprintf(`hostname = "bridge.example.com"
+data_dir = %q
+[[listener]]
+address = "127.0.0.1:%d"
+[[account]]
+name = "mp"
+provider = "mailpace"
+api_key = "mp-token-0123456789"
+base_url = %q
+%s
+[[account]]
+name = "sp"
+provider = "smtpeter"
+api_key = "sp-token-0123456789"
+base_url = %q
+[account.options]
+reference_tag = false # no look-ups: they would settle a lost answer only after ten minutes
+[[route]]
+senders = ["mp.example.com"]
+accounts = ["mp"]
+[[route]]
+senders = ["sp.example.com"]
+accounts = ["sp"]
+`, dir, port, mp, more, sp)
 }

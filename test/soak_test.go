@@ -50,30 +50,7 @@ func TestSoak(t *testing.T) {
 	defer mpServer.Close()
 	defer spServer.Close()
 	dir, port, hook := t.TempDir(), freePort(t), freePort(t)
-	b := newBridge(t, dir, fmt.Sprintf(`hostname = "bridge.example.com"
-data_dir = %q
-[[listener]]
-address = "127.0.0.1:%d"
-[[account]]
-name = "mp"
-provider = "mailpace"
-api_key = "mp-token-0123456789"
-webhook_secret = %q
-base_url = %q
-[[account]]
-name = "sp"
-provider = "smtpeter"
-api_key = "sp-token-0123456789"
-base_url = %q
-[account.options]
-reference_tag = false # no look-ups: they would settle a lost answer only after ten minutes
-[[route]]
-senders = ["mp.example.com"]
-accounts = ["mp"]
-[[route]]
-senders = ["sp.example.com"]
-accounts = ["sp"]
-[delivery]
+	b := newBridge(t, dir, twoESPs(dir, port, mpServer.URL, spServer.URL, fmt.Sprintf("webhook_secret = %q", mp.PublicKey()))+fmt.Sprintf(`[delivery]
 retry = "2s*"
 [webhook]
 address = "127.0.0.1:%d"
@@ -83,7 +60,7 @@ failed = "%s"
 webhooks = "%s"
 [log]
 level = "warn"
-`, dir, port, mp.PublicKey(), mpServer.URL, spServer.URL, hook, keep, keep, keep))
+`, hook, keep, keep, keep))
 	b.start()
 	pid := b.cmd.Process.Pid
 
