@@ -60,6 +60,12 @@ type Alarms struct {
 	Now     func() time.Time
 	// Node tells bridges that share a store apart; "" for one alone.
 	Node string
+	// Local: only conditions of this process (Disk, Signatures, More).
+	Local bool
+	// Lead tells whether this process tells the alarms now; the others show what that one raised. nil = it does.
+	Lead func(ctx context.Context) bool
+	// Webhooks gives the last webhook of each account at any node; nil = this process hears them all.
+	Webhooks func(ctx context.Context) (map[string]time.Time, error)
 	// Disk tells whether free space is below the watermark, with a text; nil = not watched.
 	Disk func() (low bool, text string)
 	// More gives conditions that are watched elsewhere; nil = none.
@@ -147,9 +153,13 @@ func (a *Alarms) Run(ctx context.Context) error {
 func (a *Alarms) Look(ctx context.Context) {
 	a.looking.Lock()
 	defer a.looking.Unlock()
+	if a.Lead != nil && !a.Lead(ctx) {
+		a.follow(ctx)
+		return
+	}
 	now := a.Now()
 	a.load(ctx)
-	found, ok := a.conditions(ctx, now)
+	found, ok := a.look(ctx, now)
 	if !ok {
 		return // the store does not answer: nothing is known, so nothing is raised or cleared
 	}
@@ -176,26 +186,59 @@ func (a *Alarms) Look(ctx context.Context) {
 	a.save(ctx)
 }
 
-// conditions gives every alarm that should be raised now, by key.
-func (a *Alarms) conditions(ctx context.Context, now time.Time) (found map[string]Alarm, ok bool) {
-	found = map[string]Alarm{}
-	add := func(name, account, text string) {
-		al := Alarm{Name: name, Account: account, Text: text, Since: now}
-		if old, ok := found[al.key()]; ok {
-			al.Text = old.Text + "; " + text
-		}
-		found[al.key()] = al
+// follow shows what the process that leads has raised. What that one says last counts when this one begins to lead.
+func (a *Alarms) follow(ctx context.Context) {
+	before := a.Raised()
+	a.loaded = false
+	a.load(ctx)
+	if !a.loaded {
+		return
 	}
+	a.loaded = false
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, al := range before {
+		if _, ok := a.raised[al.key()]; !ok && a.Metrics != nil {
+			a.Metrics.alarm(al.Name, al.Account, false)
+		}
+	}
+}
+
+// conditions are alarms that should be raised, by key.
+type conditions map[string]Alarm
+
+// look gives every alarm that should be raised now.
+func (a *Alarms) look(ctx context.Context, now time.Time) (found conditions, ok bool) {
+	found = conditions{}
+	if !a.Local {
+		if ok = a.sharedConditions(ctx, now, found); !ok {
+			return nil, false
+		}
+	}
+	a.ownConditions(now, found)
+	return found, true
+}
+
+func (f conditions) add(now time.Time, name, account, text string) {
+	al := Alarm{Name: name, Account: account, Text: text, Since: now}
+	if old, ok := f[al.key()]; ok {
+		al.Text = old.Text + "; " + text
+	}
+	f[al.key()] = al
+}
+
+// sharedConditions are those that every process with the same store sees alike. False: the store does not answer.
+func (a *Alarms) sharedConditions(ctx context.Context, now time.Time, found conditions) bool {
 	st, err := a.Store.Stats(ctx)
 	if err != nil {
-		return nil, false
+		return false
 	}
 	if !st.Oldest.IsZero() && now.Sub(st.Oldest) > BacklogAge {
-		add(AlarmBacklog, "", fmt.Sprintf("the first of %d queued mails has been waiting for %s", st.Queued, now.Sub(st.Oldest).Round(time.Minute)))
+		found.add(now, AlarmBacklog, "", fmt.Sprintf("the first of %d queued mails has been waiting for %s", st.Queued, now.Sub(st.Oldest).Round(time.Minute)))
 	}
 	states, err := a.Store.Accounts(ctx)
 	if err != nil {
-		return nil, false
+		return false
 	}
 	for _, s := range states {
 		switch s.State {
@@ -204,32 +247,49 @@ func (a *Alarms) conditions(ctx context.Context, now time.Time) (found map[strin
 			if s.Domain != "" {
 				text = "mail from " + s.Domain + ": " + text
 			}
-			add(AlarmPaused, s.Account, text)
+			found.add(now, AlarmPaused, s.Account, text)
 		}
 	}
-	if a.Disk != nil {
-		if low, text := a.Disk(); low {
-			add(AlarmDisk, "", text)
+	if a.Webhooks != nil {
+		last, err := a.Webhooks(ctx)
+		if err != nil {
+			return false
 		}
-	}
-	if a.More != nil {
-		for _, al := range a.More() {
-			add(al.Name, al.Account, al.Text)
+		a.mu.Lock()
+		for account, at := range last {
+			if t := a.traffic(account); at.After(t.Webhook) {
+				t.Webhook, t.FirstSent = at, time.Time{}
+			}
 		}
-	}
-	if a.Signatures != nil {
-		for account, text := range a.Signatures() {
-			add(AlarmSignatures, account, text)
-		}
+		a.mu.Unlock()
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for name, t := range a.hooks {
 		if !t.Webhook.IsZero() && !t.FirstSent.IsZero() && now.Sub(t.FirstSent) > SilenceAfter {
-			add(AlarmSilence, name, fmt.Sprintf("mail is sent, but no webhook came since %s", t.Webhook.UTC().Format(time.RFC3339)))
+			found.add(now, AlarmSilence, name, fmt.Sprintf("mail is sent, but no webhook came since %s", t.Webhook.UTC().Format(time.RFC3339)))
 		}
 	}
-	return found, true
+	return true
+}
+
+// ownConditions are those of this process.
+func (a *Alarms) ownConditions(now time.Time, found conditions) {
+	if a.Disk != nil {
+		if low, text := a.Disk(); low {
+			found.add(now, AlarmDisk, "", text)
+		}
+	}
+	if a.More != nil {
+		for _, al := range a.More() {
+			found.add(now, al.Name, al.Account, al.Text)
+		}
+	}
+	if a.Signatures != nil {
+		for account, text := range a.Signatures() {
+			found.add(now, AlarmSignatures, account, text)
+		}
+	}
 }
 
 // tell says once that an alarm was raised or cleared.
@@ -271,6 +331,11 @@ func (a *Alarms) load(ctx context.Context) {
 	}
 	a.loaded, a.saved = true, text
 	var m memory
+	if a.Lead != nil {
+		a.mu.Lock()
+		a.raised = nil
+		a.mu.Unlock()
+	}
 	if text == "" || json.Unmarshal([]byte(text), &m) != nil {
 		return // none, or written by a version that kept something else
 	}

@@ -67,6 +67,8 @@ type Config struct {
 	Silence  time.Duration    // of the webhooks of an account that sends, 0 = DefaultSilence
 	Now      func() time.Time // nil = time.Now
 	Log      *slog.Logger     // nil = silent
+	// Lead tells whether this process asks now: of bridges that share a store one does. nil = it does.
+	Lead func(ctx context.Context) bool
 	// KeepReaders keeps the address and browser of who opened or clicked.
 	KeepReaders bool
 }
@@ -180,6 +182,12 @@ func (r *Runner) Look(ctx context.Context) {
 func (r *Runner) look(ctx context.Context, a Account) error {
 	if err := r.note(ctx, a.Name, notedEvery); err != nil {
 		return err
+	}
+	if r.Lead != nil && !r.Lead(ctx) {
+		r.mu.Lock()
+		r.of(a.Name).silent = 0 // the one that asks tells
+		r.mu.Unlock()
+		return nil
 	}
 	now := r.Now()
 	r.mu.Lock()

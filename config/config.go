@@ -47,7 +47,8 @@ type Config struct {
 
 // Store is the [store] table.
 type Store struct {
-	URL string `toml:"url"`
+	URL   string   `toml:"url"`
+	Lease Duration `toml:"lease"`
 }
 
 // Listener is one [[listener]].
@@ -262,6 +263,7 @@ func defaults() *Config {
 	return &Config{
 		Hostname: host,
 		DataDir:  "/var/lib/smtpbridge",
+		Store:    Store{Lease: Duration(2 * minute)},
 		Delivery: Delivery{Retry: "1m, 5m*2, 15m*2, 1h*3, 4h*", Expire: days(5), FailoverAfter: Duration(10 * minute), OnUnknown: "retry"},
 		Retention: Retention{
 			Failed: days(7), Ledger: days(30), Webhooks: days(30),

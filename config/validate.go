@@ -36,6 +36,12 @@ func (c *Config) validate(root map[string]any, providers []string) {
 	if u := c.Store.URL; u != "" && !strings.HasPrefix(u, "postgres://") && !strings.HasPrefix(u, "postgresql://") {
 		p.add("store.url", "must be empty (SQLite in data_dir) or start with postgres://")
 	}
+	switch l := c.Store.Lease.D(); {
+	case l < second:
+		p.add("store.lease", "must be at least 1s")
+	case l < 90*second && c.Store.URL != "":
+		p.warn("store.lease", "is shorter than a call may take: mail that a node was about to send when it was cut off from the database may be sent twice")
+	}
 	c.validateListeners()
 	c.validateUsers()
 	c.validateAccounts(providers)

@@ -21,11 +21,12 @@ const (
 )
 
 const (
-	firstProbe    = time.Minute
-	lastProbe     = 15 * time.Minute
-	probeSoon     = 5 * time.Second // after one that told nothing
-	firstThrottle = 5 * time.Second // without a Retry-After
-	maxThrottle   = time.Hour
+	firstProbe     = time.Minute
+	lastProbe      = 15 * time.Minute
+	probeSoon      = 5 * time.Second // after one that told nothing
+	probeElsewhere = 2 * time.Minute // how long another node's probe is waited for
+	firstThrottle  = 5 * time.Second // without a Retry-After
+	maxThrottle    = time.Hour
 	// unlistedMails is how many different mails in a row with one answer nobody has
 	// documented make it the account's fault and not the mails'.
 	unlistedMails = 3
@@ -231,11 +232,14 @@ func (g *gate) hurry(now time.Time) {
 	}
 }
 
-// startProbe begins a probe when its time has come.
-func (g *gate) startProbe(now time.Time) (change, bool) {
+// startProbe begins a probe when its time has come and this bridge is the one to do so.
+func (g *gate) startProbe(now time.Time, mine func() bool) (change, bool) {
+	if state, until := g.open(now); state != Paused || now.Before(until) || !mine() {
+		return change{}, false
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.all.state != Paused || now.Before(g.all.until) {
+	if g.all.state != Paused {
 		return change{}, false
 	}
 	g.all.state = Probing

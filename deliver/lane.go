@@ -80,7 +80,7 @@ func (l *lane) configure(a *Account) {
 	}
 	lim := &limits{slots: make(chan struct{}, n), running: n, perSec: per}
 	if per > 0 {
-		lim.rate = rate.NewLimiter(rate.Limit(per), max(1, int(per/10)))
+		lim.rate = rate.NewLimiter(rate.Limit(per), burst(per))
 	}
 	l.limits.Store(lim)
 }
@@ -125,7 +125,7 @@ func (l *lane) step(ctx context.Context) time.Duration {
 	}
 	l.flush(ctx)
 	now := l.r.clock.Now()
-	if ch, ok := l.gate.startProbe(now); ok {
+	if ch, ok := l.gate.startProbe(now, l.r.probes); ok {
 		l.mu.Lock()
 		l.checked = false
 		l.mu.Unlock()
@@ -141,6 +141,9 @@ func (l *lane) step(ctx context.Context) time.Duration {
 		}
 		if state == Stopped {
 			return forever
+		}
+		if state == Paused && !until.After(now) {
+			return time.Second // another node probes
 		}
 		return max(until.Sub(l.r.clock.Now()), time.Millisecond)
 	}
@@ -205,11 +208,15 @@ func (l *lane) room(now time.Time) (int, time.Duration) {
 
 // share takes this node's part of the account's rate.
 func (l *lane) share(now time.Time, lim *limits) {
-	part := rate.Limit(lim.perSec / float64(max(1, l.r.nodes())))
-	if lim.rate.Limit() != part {
-		lim.rate.SetLimitAt(now, part)
+	part := lim.perSec / float64(max(1, l.r.nodes()))
+	if lim.rate.Limit() != rate.Limit(part) {
+		lim.rate.SetLimitAt(now, rate.Limit(part))
+		lim.rate.SetBurstAt(now, burst(part))
 	}
 }
+
+// burst is how many calls may start at once after a rest.
+func burst(perSec float64) int { return max(1, int(perSec/10)) }
 
 func (l *lane) begin(c *store.Claim, probe bool) {
 	l.inHand.Add(1)
@@ -451,6 +458,9 @@ func (l *lane) refresh(states []store.AccountState, writes int, now time.Time) {
 			continue
 		}
 		l.stored[s.Domain] = s
+		if s.State == Probing { // by another node, which may die of it
+			s.State, s.Until = Paused, now.Add(probeElsewhere)
+		}
 		l.gate.load(s, now)
 		changed = true
 	}

@@ -43,7 +43,9 @@ type RunnerConfig struct {
 	LogAddresses bool
 	Grace        time.Duration // for calls in flight at the end; 0 = 65 s
 	// Nodes is how many bridges share the queue now: each takes its part of an account's rate. nil = one.
-	Nodes   func() int
+	Nodes func() int
+	// Probes tells whether this bridge probes paused accounts: of those that share the queue one does. nil = it does.
+	Probes  func() bool
 	Refresh time.Duration // how often account states that other nodes write are read; 0 = 10 s
 	// Waited is told how long a mail waited for its first call, from its acceptance or the time it was asked for; nil = nobody.
 	Waited func(account string, wait time.Duration)
@@ -60,6 +62,7 @@ type Runner struct {
 	grace   time.Duration
 	refresh time.Duration
 	nodes   func() int
+	probes  func() bool
 	observe func(account, outcome string, elapsed time.Duration)
 	waited  func(account string, wait time.Duration)
 
@@ -86,7 +89,7 @@ type Runner struct {
 // NewRunner makes a Runner. Nothing happens before Run.
 func NewRunner(c RunnerConfig) *Runner {
 	r := &Runner{
-		q: c.Queue, clock: c.Clock, grace: c.Grace, refresh: c.Refresh, nodes: c.Nodes, observe: c.Observe, waited: c.Waited,
+		q: c.Queue, clock: c.Clock, grace: c.Grace, refresh: c.Refresh, nodes: c.Nodes, probes: c.Probes, observe: c.Observe, waited: c.Waited,
 		lanes: map[string]*lane{}, expect: map[string][]*Expectation{}, reload: make(chan struct{}, 1),
 		workCtx: context.Background(),
 	}
@@ -105,6 +108,9 @@ func NewRunner(c RunnerConfig) *Runner {
 	}
 	if r.nodes == nil {
 		r.nodes = func() int { return 1 }
+	}
+	if r.probes == nil {
+		r.probes = func() bool { return true }
 	}
 	if r.observe == nil {
 		r.observe = func(string, string, time.Duration) {}
@@ -209,6 +215,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.mu.Unlock()
 	loops.Go(func() { r.replanLoop(ctx) })
 	loops.Go(func() { r.tend(ctx) })
+	loops.Go(func() { r.watchAccounts(ctx) })
 	loops.Go(func() { r.resolveLoop(ctx) })
 
 	<-ctx.Done()
@@ -227,6 +234,23 @@ func (r *Runner) Run(ctx context.Context) error {
 		r.log.drained(int(r.inFlight()))
 		cut()
 		<-done
+	}
+	return nil
+}
+
+// Watch is Run for a process that delivers nothing: it knows how the accounts stand, so that an operator can act on them.
+func (r *Runner) Watch(ctx context.Context) error {
+	if err := r.loadAccounts(ctx); err != nil {
+		return fmt.Errorf("read account states: %w", err)
+	}
+	var loops sync.WaitGroup
+	loops.Go(func() { r.watchAccounts(ctx) })
+	defer loops.Wait()
+	for r.pause(ctx, r.refresh) {
+		for _, l := range r.allLanes() {
+			_ = l.flush(ctx) // said by the flush itself
+		}
+		r.refreshAccounts(ctx)
 	}
 	return nil
 }
@@ -281,6 +305,20 @@ func (r *Runner) refreshAccounts(ctx context.Context) {
 	now := r.clock.Now()
 	for i, l := range lanes {
 		l.refresh(states, writes[i], now)
+	}
+}
+
+// watchAccounts takes a pause over as soon as an operator or another node has stored it.
+func (r *Runner) watchAccounts(ctx context.Context) {
+	signal, end := r.q.Subscribe(store.TopicAccounts)
+	defer end()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-signal:
+			r.refreshAccounts(ctx)
+		}
 	}
 }
 

@@ -27,6 +27,8 @@ const (
 	maxCalls = 16
 	// ownFaultWait is how long a mail waits after a fault of ours (its body cannot be read now).
 	ownFaultWait = time.Minute
+	// storeDownWait is how long it waits when the whole store does not answer: what is wrong is not the mail.
+	storeDownWait = 2 * time.Second
 	// lookAgain is the least time between two look-ups that count as "not found".
 	lookAgain = 10 * time.Minute
 	// lookFor is how long a Finder that cannot tell is asked before on_unknown decides.
@@ -275,7 +277,11 @@ func (w *work) open() bool {
 		return false
 	case err != nil:
 		w.r.log.ownFault("open body", w.id(), err)
-		w.putOff(w.now.Add(ownFaultWait), "the body could not be read")
+		wait := ownFaultWait
+		if w.r.q.Ping(w.ctx()) != nil {
+			wait = storeDownWait
+		}
+		w.putOff(w.now.Add(wait), "the body could not be read")
 		return false
 	}
 	w.body = body

@@ -167,10 +167,11 @@ func (r *Runner) follow(ctx, turn context.Context, s Sink) {
 				from = next
 			}
 			pause(turn, wake, r.Poll)
-		case !r.carry(ctx, turn, s, &t, evs, next):
-			return
 		default:
-			from = next
+			// Not carried: following has ended, or another process leads now.
+			if open = r.carry(ctx, turn, s, &t, evs, next); open {
+				from = next
+			}
 		}
 	}
 }
@@ -186,7 +187,7 @@ func pause(ctx context.Context, wake <-chan struct{}, d time.Duration) {
 	}
 }
 
-// carry writes one batch and notes the place after it. The place is noted before the next batch is
+// carry writes one batch and notes the place after it; false: it could not, or another process leads the sink now and moves its place. The place is noted before the next batch is
 // written, so never more than one batch can be without a note.
 func (r *Runner) carry(ctx, turn context.Context, s Sink, t *trouble, evs []event.Event, next string) bool {
 	var cursor string
@@ -195,7 +196,7 @@ func (r *Runner) carry(ctx, turn context.Context, s Sink, t *trouble, evs []even
 		if cursor, err = s.Write(ctx, evs, next); err == nil {
 			break
 		}
-		if !t.wait(turn, err) {
+		if errors.Is(err, store.ErrStale) || !t.wait(turn, err) {
 			return false
 		}
 	}
@@ -211,7 +212,7 @@ func (r *Runner) carry(ctx, turn context.Context, s Sink, t *trouble, evs []even
 			t.over()
 			return true
 		}
-		if !t.wait(ctx, err) {
+		if errors.Is(err, store.ErrStale) || !t.wait(ctx, err) {
 			return false
 		}
 	}

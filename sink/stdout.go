@@ -18,6 +18,15 @@ type Writer struct {
 // Stdout makes the sink "stdout" of a stream.
 func Stdout(w io.Writer) *Writer { return &Writer{name: "stdout", w: w} }
 
+// NodeStdout is Stdout for bridges that share a store: each writes all events, and node tells their cursors apart.
+func NodeStdout(w io.Writer, node string) *Writer {
+	s := Stdout(w)
+	if node != "" {
+		s.name += "@" + node
+	}
+	return s
+}
+
 // Name is the key of its cursor.
 func (s *Writer) Name() string { return s.name }
 

@@ -835,12 +835,16 @@ func (s *Store) Cursor(ctx context.Context, name string) (string, error) {
 	return v, err
 }
 
-// SetCursor stores a cursor. The value is the caller's own; it may hold more than Follow's.
+// SetCursor stores a cursor. The value is the caller's own; it may hold more than Follow's. ErrStale: another node
+// leads the follower of this name (Lead), nothing was stored.
 func (s *Store) SetCursor(ctx context.Context, name, cursor string) error {
 	return s.do(ctx, 0, func(ctx context.Context, t *tx) error { return t.setCursor(ctx, name, cursor) })
 }
 
 func (t *tx) setCursor(ctx context.Context, name, cursor string) error {
+	if err := t.fenced(ctx, name); err != nil {
+		return err
+	}
 	_, err := t.exec(ctx, "INSERT INTO cursors (name, value, updated) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value, updated = excluded.updated",
 		name, cursor, us(t.s.now()))
 	return err

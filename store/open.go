@@ -41,7 +41,7 @@ type Store struct {
 	o      Options
 	d      *dialect
 	db     *sql.DB // SQLite: readers only
-	wdb    *sql.DB // SQLite: the writer's single connection
+	wdb    *sql.DB // SQLite: the writer's single connection; PostgreSQL: those of signs of life
 	readTx *sql.TxOptions
 	lock   *os.File
 
@@ -54,6 +54,7 @@ type Store struct {
 
 	leases leases
 	fresh  freshMails
+	member membership
 	subsMu sync.Mutex
 	subs   map[chan struct{}]Topic
 
@@ -117,6 +118,7 @@ func newStore(o Options, fault func(string) error) (*Store, error) {
 	}
 	s.leases.init()
 	s.fresh.most = o.Fresh
+	s.member.kick, s.member.leads, s.member.asked = make(chan struct{}, 1), map[string]time.Time{}, map[string]time.Time{}
 	if o.URL != "" {
 		if !strings.HasPrefix(o.URL, "postgres://") && !strings.HasPrefix(o.URL, "postgresql://") {
 			return nil, errors.New("store: the url must begin with postgres://")
@@ -449,6 +451,7 @@ func (s *Store) Close() error {
 			s.stopBack()
 		}
 		s.background.Wait()
+		s.leave()
 		if s.wdb != nil {
 			err = s.wdb.Close()
 		}

@@ -463,7 +463,7 @@ func (s *Store) SetAccount(ctx context.Context, a AccountState, evs ...event.Eve
 				return err
 			}
 		}
-		t.queue = true
+		t.queue, t.accounts = true, true
 		return nil
 	})
 	if err != nil {

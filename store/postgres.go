@@ -6,7 +6,9 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -37,13 +39,19 @@ func (s *Store) openPostgres(ctx context.Context) error {
 	if s.o.ReadOnly {
 		cfg.RuntimeParams["default_transaction_read_only"] = "on"
 	}
+	noticeCuts(cfg)
 	s.db = stdlib.OpenDB(*cfg)
 	s.db.SetMaxOpenConns(32)
 	s.db.SetMaxIdleConns(16)
 	s.readTx = &sql.TxOptions{ReadOnly: true, Isolation: sql.LevelRepeatableRead}
+	s.wdb = stdlib.OpenDB(*cfg) // a sign of life must not wait for work
+	s.wdb.SetMaxOpenConns(3)
 	close(s.writerGone)
 	if s.o.ReadOnly {
 		return s.checkVersion(ctx, s.db)
+	}
+	if err := s.nameNode(); err != nil {
+		return err
 	}
 	lock, err := s.db.Conn(ctx)
 	if err != nil {
@@ -74,6 +82,41 @@ func (s *Store) openPostgres(ctx context.Context) error {
 	return nil
 }
 
+// cutAfter is how long either side waits for the other's TCP to answer, stallAfter how long the server lets a transaction stand
+// still: a node that was cut off must not keep what it has locked.
+const (
+	cutAfter   = 15 * time.Second
+	stallAfter = 30 * time.Second
+)
+
+// noticeCuts makes both ends of a connection notice that the network between them is cut, which nothing else tells.
+func noticeCuts(cfg *pgx.ConnConfig) {
+	ms := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+	for name, value := range map[string]string{
+		"tcp_user_timeout": ms(cutAfter), "tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2",
+		"idle_in_transaction_session_timeout": ms(stallAfter),
+	} {
+		if _, given := cfg.RuntimeParams[name]; !given {
+			cfg.RuntimeParams[name] = value
+		}
+	}
+	d := &net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2},
+		Control: func(network, _ string, c syscall.RawConn) error {
+			if !strings.HasPrefix(network, "tcp") {
+				return nil
+			}
+			var err error
+			cerr := c.Control(func(fd uintptr) {
+				const tcpUserTimeout = 18 // TCP_USER_TIMEOUT, tcp(7)
+				err = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(cutAfter.Milliseconds()))
+			})
+			return errors.Join(cerr, err)
+		},
+	}
+	cfg.DialFunc = d.DialContext
+}
+
 // notice says in a notification whom a commit wakes.
 func notice(t *tx) string {
 	var b strings.Builder
@@ -82,6 +125,12 @@ func notice(t *tx) string {
 	}
 	if t.events {
 		b.WriteByte('e')
+	}
+	if t.accounts {
+		b.WriteByte('a')
+	}
+	if t.nodes {
+		b.WriteByte('n')
 	}
 	return b.String()
 }
@@ -123,6 +172,15 @@ func (s *Store) listen(ctx context.Context, cfg *pgx.ConnConfig) {
 				if strings.Contains(n.Payload, "e") {
 					s.wake(TopicEvents)
 				}
+				if strings.Contains(n.Payload, "a") {
+					s.wake(TopicAccounts)
+				}
+				if strings.Contains(n.Payload, "n") {
+					select {
+					case s.member.kick <- struct{}{}:
+					default:
+					}
+				}
 				cancel()
 				continue
 			case second.Err() == nil || conn.IsClosed():
@@ -139,7 +197,7 @@ func (s *Store) listen(ctx context.Context, cfg *pgx.ConnConfig) {
 }
 
 // renew lengthens the leases this node holds. One it could not renew in time may be claimed by
-// another node: Start and Settle then find its token gone.
+// another node: Start and Settle then find its token gone. As long as nobody has, it is still ours.
 func (s *Store) renew(ctx context.Context) {
 	tick := time.NewTicker(s.o.Lease / 4)
 	defer tick.Stop()
@@ -158,9 +216,11 @@ func (s *Store) renew(ctx context.Context) {
 		if len(ids) == 0 {
 			continue
 		}
-		err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
-			_, err := t.exec(ctx, `UPDATE jobs SET lease_until = `+pgNow+` + ? FROM unnest(?::bigint[], ?::bigint[]) AS mine (id, token)
-				WHERE jobs.id = mine.id AND jobs.lease = mine.token AND jobs.lease_until > `+pgNow, s.o.Lease.Microseconds(), ids, tokens)
+		err := s.vital(ctx, func(ctx context.Context, t *tx) error {
+			// A row that is locked is being worked on, and its turn comes at the next tick.
+			_, err := t.exec(ctx, `UPDATE jobs SET lease_until = `+pgNow+` + ? WHERE id IN (SELECT jobs.id FROM jobs
+				JOIN unnest(?::bigint[], ?::bigint[]) AS mine (id, token) ON jobs.id = mine.id AND jobs.lease = mine.token
+				FOR UPDATE OF jobs SKIP LOCKED)`, s.o.Lease.Microseconds(), ids, tokens)
 			return err
 		})
 		if err != nil && ctx.Err() == nil {

@@ -2,85 +2,28 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
-	"net/url"
-	"os"
-	"os/exec"
-	"os/user"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"smtpbridge/event"
+	"smtpbridge/internal/pgtest"
 )
 
-// cluster is a private PostgreSQL server on a socket in a temporary directory.
+// cluster is a server and a counter for the names of databases.
 type cluster struct {
-	dir      string
+	*pgtest.Server
 	next     atomic.Int64
 	template string // a database with the schema in it, copied for each test
 }
 
-// startCluster starts a server as user postgres (it refuses to run as root), or skips the test.
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
-	var bin string
-	for _, p := range []string{"17", "16", "15"} {
-		if d := "/usr/lib/postgresql/" + p + "/bin"; exists(d + "/initdb") {
-			bin = d
-			break
-		}
-	}
-	if bin == "" {
-		t.Skip("no PostgreSQL server in /usr/lib/postgresql: install the package postgresql to run these tests")
-	}
-	dir, err := os.MkdirTemp("", "pg") // t.TempDir's path may be too long for a socket, and is closed to other users
-	if err != nil {
-		t.Fatal(err)
-	}
-	var attr *syscall.SysProcAttr
-	if os.Getuid() == 0 {
-		u, err := user.Lookup("postgres")
-		if err != nil {
-			os.RemoveAll(dir)
-			t.Skip("no user postgres to run the server as")
-		}
-		uid, _ := strconv.Atoi(u.Uid)
-		gid, _ := strconv.Atoi(u.Gid)
-		if err := os.Chown(dir, uid, gid); err != nil {
-			t.Fatal(err)
-		}
-		attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-	}
-	run := func(name string, args ...string) error {
-		cmd := exec.Command(filepath.Join(bin, name), args...)
-		cmd.Dir, cmd.SysProcAttr = dir, attr
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w\n%s", name, err, out)
-		}
-		return nil
-	}
-	data := filepath.Join(dir, "data")
-	t.Cleanup(func() {
-		_ = run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
-		os.RemoveAll(dir)
-	})
-	if err := run("initdb", "-D", data, "-A", "trust", "-U", "bridge", "-E", "UTF8", "--locale=C.UTF-8", "-N"); err != nil {
-		t.Fatal(err)
-	}
-	// Nothing here survives the test, so nothing needs to be synced.
-	opts := "-c listen_addresses= -c unix_socket_directories=" + dir + " -c fsync=off -c full_page_writes=off -c autovacuum=off"
-	if err := run("pg_ctl", "-D", data, "-w", "-o", opts, "-l", filepath.Join(dir, "log"), "start"); err != nil {
-		t.Fatal(err)
-	}
-	c := &cluster{dir: dir}
+	c := &cluster{Server: pgtest.Start(t, pgtest.Options{})}
 	o, opener := c.engine(t)
 	if err := opener(t, o).Close(); err != nil {
 		t.Fatal(err)
@@ -89,32 +32,11 @@ func startCluster(t *testing.T) *cluster {
 	return c
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
-func (c *cluster) url(db string) string {
-	return "postgres:///" + db + "?" + url.Values{"host": {c.dir}, "user": {"bridge"}}.Encode()
-}
-
 // engine gives each fixture a database of its own.
 func (c *cluster) engine(t *testing.T) (Options, opener) {
 	t.Helper()
-	name := fmt.Sprintf("t%d", c.next.Add(1))
-	db, err := sql.Open("pgx", c.url("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	create := "CREATE DATABASE " + name
-	if c.template != "" {
-		create += " TEMPLATE " + c.template
-	}
-	if _, err := db.ExecContext(t.Context(), create); err != nil {
-		t.Fatal(err)
-	}
-	return Options{Dir: t.TempDir(), URL: c.url(name)}, func(t *testing.T, o Options) *Store {
+	url := c.Create(t, fmt.Sprintf("t%d", c.next.Add(1)), c.template)
+	return Options{Dir: t.TempDir(), URL: url}, func(t *testing.T, o Options) *Store {
 		t.Helper()
 		s, err := Open(t.Context(), o)
 		if err != nil {
@@ -221,13 +143,13 @@ func testTwoNodes(t *testing.T, c *cluster) {
 
 func testLostLease(t *testing.T, c *cluster) {
 	var opts Options
-	f := newFixture(t, c.engine, func(o *Options) { o.Lease = 300 * time.Millisecond; opts = *o })
+	f := newFixture(t, c.engine, func(o *Options) { o.Lease = time.Second; opts = *o })
 	other := f.node(t, opts)
 	id := f.accept("a", "one@example.org", "two@example.org")
 	cl := f.claim("a")
 	call := f.start(cl, 0)
 	// While the node lives its lease is renewed.
-	end := time.Now().Add(time.Second)
+	end := time.Now().Add(2 * time.Second)
 	waitFor(t, func() bool {
 		if cs, err := other.Claim(t.Context(), "a", 1); err != nil || len(cs) != 0 {
 			t.Fatalf("a living node's job was claimed: %v %v", cs, err)

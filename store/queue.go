@@ -147,7 +147,7 @@ func (s *Store) claimShared(ctx context.Context, account string, n int, ids map[
 	return s.do(ctx, 0, func(ctx context.Context, t *tx) error {
 		clear(ids)
 		*order = (*order)[:0]
-		err := t.each(ctx, `SELECT id FROM jobs WHERE account = ? AND held = 0 AND next_at <= ? AND lease_until <= `+pgNow+`
+		err := t.each(ctx, `SELECT id FROM jobs WHERE account = ? AND held = 0 AND next_at <= ? AND `+s.unleased()+`
 			ORDER BY next_at, id LIMIT ? FOR UPDATE SKIP LOCKED`,
 			[]any{account, us(s.now()), n}, func(scan func(...any) error) error {
 				var id int64
@@ -188,6 +188,9 @@ func (t *tx) claim(ctx context.Context, job, token int64) (*Claim, string, error
 		return nil, "", ErrNotFound
 	}
 	c := &Claim{Job: jobs[0], token: token}
+	if t.s.d.shared {
+		c.leased = time.Now()
+	}
 	id := c.Job.MailID
 	if c.Mail, err = t.mail(ctx, id); err != nil {
 		return nil, id, err
@@ -277,7 +280,7 @@ func (s *Store) NextDue(ctx context.Context, account string) (time.Time, bool, e
 	pick := func(t *tx, limit int, skip func(int64) bool) error {
 		query := "SELECT id, next_at FROM jobs WHERE account = ? AND held = 0 ORDER BY next_at, id LIMIT ?"
 		if s.d.shared {
-			query = "SELECT id, next_at FROM jobs WHERE account = ? AND held = 0 AND lease_until <= " + pgNow + " ORDER BY next_at, id LIMIT ?"
+			query = "SELECT id, next_at FROM jobs WHERE account = ? AND held = 0 AND " + s.unleased() + " ORDER BY next_at, id LIMIT ?"
 		}
 		return t.each(ctx, query, []any{account, limit}, func(scan func(...any) error) error {
 			var id, nextAt int64
@@ -315,7 +318,7 @@ func (t *tx) owns(ctx context.Context, c *Claim) error {
 		return nil
 	}
 	var token int64
-	err := t.get(ctx, []any{&token}, "SELECT lease FROM jobs WHERE id = ? AND lease_until > "+pgNow+" FOR UPDATE", c.Job.ID)
+	err := t.get(ctx, []any{&token}, "SELECT lease FROM jobs WHERE id = ? FOR UPDATE", c.Job.ID)
 	if errors.Is(err, ErrNotFound) || err == nil && token != c.token {
 		return ErrStale
 	}
@@ -346,6 +349,9 @@ func (t *tx) start(ctx context.Context, c *Claim, calls []Call) ([]Call, error) 
 		return nil, err
 	}
 	if err := t.owns(ctx, c); err != nil {
+		return nil, err
+	}
+	if err := t.prolong(ctx, c); err != nil {
 		return nil, err
 	}
 	state, unsettled := "", 0

@@ -185,12 +185,13 @@ type Body interface {
 
 // Claim is a due job under a lease.
 type Claim struct {
-	Job   Job
-	Mail  Mail
-	Rcpts []Rcpt // of the job, not final and in no open call: free to be planned
-	Open  []Call // unsettled calls of this job: repeat unchanged, look up, or wait
-	token int64
-	body  []byte // nil: to be read, see ClaimBody
+	Job    Job
+	Mail   Mail
+	Rcpts  []Rcpt // of the job, not final and in no open call: free to be planned
+	Open   []Call // unsettled calls of this job: repeat unchanged, look up, or wait
+	token  int64
+	leased time.Time // when, by our own steady clock
+	body   []byte    // nil: to be read, see ClaimBody
 
 	proven []string // calls among Open that an event has proved accepted
 }
@@ -281,8 +282,9 @@ type Topic int
 
 // Topics.
 const (
-	TopicQueue  Topic = iota // a commit may have made work due
-	TopicEvents              // events were released to the followers
+	TopicQueue    Topic = iota // a commit may have made work due
+	TopicEvents                // events were released to the followers
+	TopicAccounts              // the state of an account changed
 )
 
 // Attempt is one line of a mail's history.

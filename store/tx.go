@@ -33,7 +33,8 @@ type tx struct {
 	write bool
 	after []func() // run once the transaction is durable
 	// Whom to wake once it is durable.
-	queue, events bool
+	queue, events, accounts bool
+	nodes                   bool // a node came or went
 }
 
 func (t *tx) onCommit(f func()) { t.after = append(t.after, f) }
@@ -385,15 +386,15 @@ func (s *Store) doAlone(ctx context.Context, f func(ctx context.Context, t *tx) 
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for try := 1; ; try++ {
-		err := s.aloneOnce(ctx, f)
+		err := s.aloneOnce(ctx, s.db, f)
 		if err == nil || try == 5 || !retryable(err) {
 			return err
 		}
 	}
 }
 
-func (s *Store) aloneOnce(ctx context.Context, f func(ctx context.Context, t *tx) error) error {
-	sqltx, err := s.db.BeginTx(ctx, nil)
+func (s *Store) aloneOnce(ctx context.Context, db *sql.DB, f func(ctx context.Context, t *tx) error) error {
+	sqltx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin: %w", mapError(err))
 	}
@@ -402,8 +403,8 @@ func (s *Store) aloneOnce(ctx context.Context, f func(ctx context.Context, t *tx
 		_ = sqltx.Rollback()
 		return err
 	}
-	if t.queue || t.events {
-		if _, err = t.exec(ctx, "SELECT pg_notify('smtpbridge', ?)", notice(t)); err != nil {
+	if n := notice(t); n != "" {
+		if _, err = t.exec(ctx, "SELECT pg_notify('smtpbridge', ?)", n); err != nil {
 			_ = sqltx.Rollback()
 			return err
 		}
@@ -428,6 +429,9 @@ func (s *Store) committed(t *tx) {
 	}
 	if t.events {
 		s.wake(TopicEvents)
+	}
+	if t.accounts {
+		s.wake(TopicAccounts)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -50,6 +51,8 @@ type bridge struct {
 	log    *lockedBuffer
 	stderr *os.File // instead of log
 	socket *os.File // the listener "systemd:smtp"
+	wrap   []string // command that runs it, such as ip netns exec NAME
+	args   []string // of serve
 	exited chan error
 }
 
@@ -72,7 +75,8 @@ func newBridge(t testing.TB, dir, config string) *bridge {
 // start runs the bridge and returns when it is ready.
 func (b *bridge) start() {
 	b.t.Helper()
-	cmd := exec.Command(binary, "serve", "-c", b.config)
+	line := append(append(slices.Clone(b.wrap), binary, "serve", "-c", b.config), b.args...)
+	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET=")
 	if b.socket != nil {
 		// The shell sets LISTEN_PID to the process that will be the bridge, as the service manager does.

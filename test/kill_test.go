@@ -7,8 +7,6 @@ import (
 	"math/rand/v2"
 	"net/http/httptest"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,58 +45,16 @@ level = "warn"
 `, dir+"/events.jsonl"))
 	b.start()
 
-	var (
-		mu    sync.Mutex
-		acked = map[string]bool{} // by the number in the subject
-		count atomic.Int64
-		next  atomic.Int64
-		wg    sync.WaitGroup
-	)
-	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	for w := range 8 {
-		wg.Go(func() {
-			rnd := rand.New(rand.NewPCG(uint64(w), 1))
-			var c *smtpConn
-			for count.Load() < int64(*killMails) {
-				if c == nil {
-					var err error
-					if c, err = dialSMTP(addr, time.Minute); err != nil {
-						t.Error(err)
-						return
-					}
-				}
-				key := fmt.Sprintf("n%06d", next.Add(1))
-				domain := []string{"mp", "sp"}[rnd.IntN(2)]
-				body := strings.Repeat("A line of the body of a mail that is not very long.\r\n", 1+rnd.IntN(20))
-				if rnd.IntN(50) == 0 {
-					body = strings.Repeat(body, 200) // a blob file
-				}
-				mail := fmt.Sprintf("From: <app@%s.example.com>\r\nTo: <r@example.net>\r\nSubject: %s\r\nMessage-ID: <%s@load>\r\nDate: Mon, 02 Nov 2026 10:00:00 +0000\r\n\r\n%s", domain, key, key, body)
-				ok, err := c.send("app@"+domain+".example.com", []string{"r@example.net"}, mail)
-				if ok {
-					mu.Lock()
-					acked[key] = true
-					mu.Unlock()
-					count.Add(1)
-				}
-				if err != nil {
-					c.Close()
-					c = nil
-				}
-			}
-			if c != nil {
-				c.Close()
-			}
-		})
-	}
+	l := &load{t: t, want: int64(*killMails), from: []string{"mp.example.com", "sp.example.com"}}
+	l.start(8, fmt.Sprintf("127.0.0.1:%d", port))
 	for k := range *kills {
 		at := int64((k + 1) * *killMails / (*kills + 1))
-		until(t, 2*time.Minute, fmt.Sprintf("%d mails accepted", at), func() bool { return count.Load() >= at })
+		until(t, 2*time.Minute, fmt.Sprintf("%d mails accepted", at), func() bool { return l.count.Load() >= at })
 		time.Sleep(rand.N(20 * time.Millisecond)) // a random moment is the point
 		b.kill()
 		b.start()
 	}
-	wg.Wait()
+	l.wait()
 
 	arrived := func() (map[string]int, map[string]int) {
 		m, s := map[string]int{}, map[string]int{}
@@ -123,7 +79,7 @@ level = "warn"
 	until(t, 2*time.Minute, "every accepted mail arrived", func() bool {
 		m, s := arrived()
 		missing = missing[:0]
-		for key := range acked {
+		for key := range l.acked {
 			if m[key]+s[key] == 0 {
 				missing = append(missing, key)
 			}
@@ -150,7 +106,7 @@ level = "warn"
 			t.Errorf("mail %s arrived %d times without a lost answer: %+v", key, n, found[0].Attempts)
 		}
 	}
-	t.Logf("%d mails accepted, %d kills, %d at MailPace, %d at SMTPeter, %d of them twice by a call in flight at a kill", len(acked), *kills, len(m), len(s), twice)
+	t.Logf("%d mails accepted, %d kills, %d at MailPace, %d at SMTPeter, %d of them twice by a call in flight at a kill", len(l.acked), *kills, len(m), len(s), twice)
 	b.stop()
 }
 

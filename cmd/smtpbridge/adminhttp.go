@@ -29,7 +29,7 @@ type adminSocket struct {
 func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.Listener) error {
 	now := func() *config.Config { return b.intake.now.Load().cfg }
 	svc := &admin.Service{
-		Store: b.store, Accts: bridgeAccounts{b}, Alarms: b.alarms.Raised, Preview: func() bool { return now().Admin.Preview }, Replayer: b.replay,
+		Store: b.store, Accts: bridgeAccounts{b}, Alarms: b.raised, Preview: func() bool { return now().Admin.Preview }, Replayer: b.replay,
 		Version: buildVersion(), Started: b.started, Log: b.log, Now: time.Now,
 	}
 	b.guard = admin.NewGuard(access(cfg), b.log, time.Now)
@@ -37,7 +37,7 @@ func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.List
 		API: svc, Guard: b.guard, Log: b.log, Now: time.Now, Host: cfg.Hostname, Version: buildVersion(),
 		Subjects: func() bool { return now().Events.Subject }, Sandbox: b.hasInbox, Suppression: func() bool { return now().Suppression.Enabled },
 	}
-	health, api := admin.Health(b.store.Ping, b.alarms.Raised, b.metrics), admin.Handler(svc)
+	health, api := admin.Health(b.store.Ping, b.raised, b.metrics), admin.Handler(svc)
 	mux := http.NewServeMux()
 	mux.Handle("/api/", api)
 	mux.Handle("/", health)
@@ -46,7 +46,7 @@ func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.List
 		return fmt.Errorf("admin.socket: %w", err)
 	}
 	b.adminLn = append(b.adminLn, adminSocket{ln, mux})
-	if cfg.Admin.Address == "" {
+	if cfg.Admin.Address == "" || !b.roles.has(roleAdmin) {
 		return nil
 	}
 	if ln, err = listen(cfg.Admin.Address, "", activated); err != nil {

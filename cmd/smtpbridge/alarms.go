@@ -1,25 +1,37 @@
 package main
 
 import (
-	"os"
+	"context"
 	"time"
 
 	"smtpbridge/admin"
-	"smtpbridge/config"
 )
 
-func (b *Bridge) newAlarms(cfg *config.Config) *admin.Alarms {
-	a := &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Disk: b.diskLow}
-	if cfg.Store.URL != "" { // several bridges may share it
-		if name, err := os.Hostname(); err == nil {
-			a.Node = name
-		}
+// makeAlarms makes the alarms: about what nodes share, told by the one that leads, and about this node alone.
+func (b *Bridge) makeAlarms() {
+	b.alarms = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now}
+	own := b.alarms
+	if node := b.store.Node(); node != "" {
+		// One that delivers knows what was sent.
+		b.alarms.Lead = func(ctx context.Context) bool { return b.roles.has(roleDeliver) && b.store.Lead(ctx, leadAlarms) }
+		b.alarms.Webhooks = b.store.LastWebhooks
+		own = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Local: true, Node: node}
+		b.ownAlarms = own
 	}
-	a.Signatures = func() map[string]string {
+	own.Disk = b.diskLow
+	own.Signatures = func() map[string]string {
 		if b.hooks == nil {
 			return nil
 		}
 		return b.hooks.Failing()
 	}
-	return a
+}
+
+// raised lists the alarms of this node and those the nodes share.
+func (b *Bridge) raised() []admin.Alarm {
+	out := b.alarms.Raised()
+	if b.ownAlarms != nil {
+		out = append(out, b.ownAlarms.Raised()...)
+	}
+	return out
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -39,22 +38,24 @@ type Bridge struct {
 	logOut   *logWriter // of log, nil when it was given
 	started  time.Time
 
-	mu      sync.Mutex // one reload at a time
-	parts   *parts
-	store   *store.Store
-	intake  *intake
-	smtp    *smtp.Server
-	runner  *deliver.Runner
-	hooks   *webhookd.Handler
-	hookLn  net.Listener
-	sinks   *sink.Runner
-	dsn     *sink.DSN
-	metrics *admin.Metrics
-	alarms  *admin.Alarms
-	counter *admin.Counter
-	guard   *admin.Guard
-	catchUp *catchup.Runner // nil: switched off
-	adminLn []adminSocket
+	mu        sync.Mutex // one reload at a time
+	parts     *parts
+	store     *store.Store
+	intake    *intake
+	smtp      *smtp.Server
+	runner    *deliver.Runner
+	hooks     *webhookd.Handler
+	hookLn    net.Listener
+	sinks     *sink.Runner
+	dsn       *sink.DSN
+	metrics   *admin.Metrics
+	alarms    *admin.Alarms
+	ownAlarms *admin.Alarms // of this node alone, where several share the store
+	roles     roles
+	counter   *admin.Counter
+	guard     *admin.Guard
+	catchUp   *catchup.Runner // nil: switched off
+	adminLn   []adminSocket
 }
 
 // BridgeOptions are what a Bridge needs beside its configuration.
@@ -62,6 +63,7 @@ type BridgeOptions struct {
 	Registry  providers.Registry // default: all providers
 	Log       *slog.Logger       // default: as [log] says
 	Activated map[string][]net.Listener
+	Roles     roles // default: all
 }
 
 // forwardLanes is how many events are forwarded at once to one application.
@@ -78,8 +80,11 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if o.Registry == nil {
 		o.Registry = all.Registry()
 	}
-	b := &Bridge{file: file, registry: o.Registry, log: o.Log, started: time.Now()}
+	b := &Bridge{file: file, registry: o.Registry, log: o.Log, started: time.Now(), roles: o.Roles}
 	cfg, gen, err := b.load()
+	if err == nil {
+		err = checkRoles(cfg, b.roles)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -94,25 +99,29 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if b.parts, err = makeParts(cfg, b.registry, gen, b.log); err != nil {
 		return nil, err
 	}
-	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Fresh: freshBytes, Log: b.log, KeepBodies: cfg.Retention.Bodies.D()})
+	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Fresh: freshBytes, Log: b.log, KeepBodies: cfg.Retention.Bodies.D(), Lease: cfg.Store.Lease.D()})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
+	}
+	if err = b.join(ctx); err != nil {
+		return nil, err
 	}
 	b.intake = &intake{store: b.store, log: b.log, disk: b.store.Disk}
 	b.intake.now.Store(b.parts)
 	b.dsn = sink.NewDSN(sink.DSNConfig{Store: b.store, Settings: func() *sink.DSNSettings { return b.intake.now.Load().dsn }, Log: b.log})
-	if err = b.dsn.Arm(ctx, b.parts.dsn != nil); err != nil {
+	if err = b.armDSN(ctx, b.parts.dsn != nil); err != nil {
 		return nil, err
 	}
 	b.metrics = admin.NewMetrics(buildVersion(), b.store)
 	if b.logOut != nil {
 		b.metrics.WatchLog(b.logOut.Dropped)
 	}
-	b.alarms = b.newAlarms(cfg)
+	b.makeAlarms()
 	b.counter = &admin.Counter{Store: b.store, Log: b.log, Now: time.Now}
 	b.makeCatchUp(cfg)
 	b.runner = deliver.NewRunner(deliver.RunnerConfig{
 		Queue: b.store, Planner: b.parts.planner, Log: b.log, LogAddresses: cfg.Log.Addresses, Observe: b.observe, Waited: b.metrics.Waited,
+		Nodes: b.store.Delivering, Probes: b.probes,
 	})
 	b.intake.runner = b.runner
 	// Clients that waited for an answer when the last process ended will send again. Where several
@@ -132,10 +141,12 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if b.smtp, err = smtp.New(sc); err != nil {
 		return nil, err
 	}
-	if err = b.smtp.Listen(); err != nil {
-		return nil, err
+	if b.roles.has(roleSMTP) {
+		if err = b.smtp.Listen(); err != nil {
+			return nil, err
+		}
 	}
-	if hc := b.webhookConfig(b.parts); cfg.Webhook.Address != "" && len(hc.Accounts) > 0 {
+	if hc := b.webhookConfig(b.parts); b.roles.has(roleWebhook) && cfg.Webhook.Address != "" && len(hc.Accounts) > 0 {
 		if b.hooks, err = webhookd.New(hc); err != nil {
 			return nil, err
 		}
@@ -143,12 +154,14 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 			return nil, fmt.Errorf("webhook.address: %w", err)
 		}
 	}
-	sinks, err := b.makeSinks(cfg)
-	if err != nil {
-		return nil, err
-	}
-	if b.sinks, err = sink.New(sink.Config{Source: b.store, Sinks: sinks, Lead: b.lead, Log: b.log, Written: b.metrics.SinkWritten}); err != nil {
-		return nil, err
+	if b.roles.has(roleSink) {
+		sinks, err := b.makeSinks(cfg)
+		if err != nil {
+			return nil, err
+		}
+		if b.sinks, err = sink.New(sink.Config{Source: b.store, Sinks: sinks, Lead: b.lead, Log: b.log, Written: b.metrics.SinkWritten}); err != nil {
+			return nil, err
+		}
 	}
 	if err = b.listenAdmin(cfg, o.Activated); err != nil {
 		return nil, err
@@ -156,8 +169,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	return b, nil
 }
 
-// load reads the file; the generation is a fingerprint of its bytes, so that a restart with the
-// same file plans nothing anew.
+// load reads the file.
 func (b *Bridge) load() (*config.Config, int64, error) {
 	text, err := os.ReadFile(b.file)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -171,9 +183,7 @@ func (b *Bridge) load() (*config.Config, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	h := fnv.New64a()
-	h.Write(text)
-	return cfg, int64(h.Sum64() >> 1), nil
+	return cfg, generation(string(text)), nil
 }
 
 // sayLoaded tells what was in the queue at the start.
@@ -231,7 +241,9 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	defer b.close()
 	// What accepts mail and webhooks stops first, what works on them after it, what follows their events last.
 	var edge, work, follow group
-	edge.start(b.log, "smtp", func(ctx context.Context) error { return b.smtp.Serve(ctx) })
+	if b.roles.has(roleSMTP) {
+		edge.start(b.log, "smtp", func(ctx context.Context) error { return b.smtp.Serve(ctx) })
+	}
 	if b.hooks != nil {
 		edge.start(b.log, "webhook", func(ctx context.Context) error { return b.hooks.Serve(ctx, b.hookLn) })
 		edge.start(b.log, "inbound", b.hooks.Work)
@@ -239,14 +251,23 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	for _, a := range b.adminLn {
 		follow.start(b.log, "admin", func(ctx context.Context) error { return serveAdmin(ctx, a) })
 	}
-	work.start(b.log, "deliver", b.runner.Run)
+	if b.roles.has(roleDeliver) {
+		work.start(b.log, "deliver", b.runner.Run)
+	} else {
+		work.start(b.log, "accounts", b.runner.Watch)
+	}
 	work.start(b.log, "housekeeping", b.housekeeping)
 	work.start(b.log, "alarms", b.alarms.Run)
+	if b.ownAlarms != nil {
+		work.start(b.log, "alarms of this node", b.ownAlarms.Run)
+	}
 	work.start(b.log, "activity", b.counter.Run)
 	if b.catchUp != nil {
 		work.start(b.log, "catch-up", b.catchUp.Run)
 	}
-	follow.start(b.log, "sinks", b.sinks.Run)
+	if b.sinks != nil {
+		follow.start(b.log, "sinks", b.sinks.Run)
+	}
 	b.log.Info("bridge runs", "event", "started", "version", buildVersion(), "listeners", len(b.parts.cfg.Listeners), "accounts", len(b.parts.accounts))
 	if ready != nil {
 		ready()
@@ -285,9 +306,12 @@ func (b *Bridge) Reload() error {
 	if err != nil {
 		return err
 	}
-	sinks, err := b.makeSinks(cfg)
+	var sinks []sink.Sink
+	if b.sinks != nil {
+		sinks, err = b.makeSinks(cfg)
+	}
 	if err == nil {
-		err = b.dsn.Arm(context.Background(), p.dsn != nil)
+		err = b.armDSN(context.Background(), p.dsn != nil)
 	}
 	if err == nil {
 		err = b.reloadEdge(cfg, p)
@@ -302,6 +326,9 @@ func (b *Bridge) Reload() error {
 	b.guard.Reload(access(cfg))
 	b.runner.Reload(p.planner)
 	old.close()
+	if b.sinks == nil {
+		return nil
+	}
 	return b.sinks.Reload(sinks)
 }
 
@@ -489,17 +516,11 @@ func urlPath(u string) string {
 // makeSinks makes what a configuration sends events to.
 func (b *Bridge) makeSinks(cfg *config.Config) ([]sink.Sink, error) {
 	list := []sink.Sink{b.dsn}
-	switch cfg.Events.File {
-	case "":
-	case "stdout":
-		list = append(list, sink.Stdout(os.Stdout))
-	default:
-		f, err := sink.NewFile(cfg.Events.File)
-		if err != nil {
-			return nil, fmt.Errorf("events.file: %w", err)
-		}
-		list = append(list, f)
+	own, err := b.eventSinks(cfg)
+	if err != nil {
+		return nil, err
 	}
+	list = append(list, own...)
 	for i, f := range cfg.Events.Forward {
 		hc, err := httpConfig(cfg, forwardLanes)
 		if err != nil {

@@ -10,11 +10,11 @@ import (
 
 // makeCatchUp prepares to ask the ESPs for events that did not come.
 func (b *Bridge) makeCatchUp(cfg *config.Config) {
-	if !cfg.CatchUp.Enabled {
+	if !cfg.CatchUp.Enabled || !b.roles.has(roleWebhook) {
 		return
 	}
 	b.catchUp = catchup.New(catchup.Config{
-		Store: b.store, After: cfg.CatchUp.After.D(), Silence: cfg.CatchUp.Silence.D(), Log: b.log, KeepReaders: cfg.Events.Readers,
+		Store: b.store, After: cfg.CatchUp.After.D(), Silence: cfg.CatchUp.Silence.D(), Log: b.log, Lead: b.leader(leadCatchUp), KeepReaders: cfg.Events.Readers,
 		Accounts: func() []catchup.Account {
 			var out []catchup.Account
 			for name, a := range b.intake.now.Load().accounts {
@@ -23,7 +23,11 @@ func (b *Bridge) makeCatchUp(cfg *config.Config) {
 			return out
 		},
 	})
-	b.alarms.More = func() (out []admin.Alarm) {
+	alarms := b.alarms
+	if b.ownAlarms != nil { // the node that asks need not be the one that tells what is shared
+		alarms = b.ownAlarms
+	}
+	alarms.More = func() (out []admin.Alarm) {
 		for account, n := range b.catchUp.Missing() {
 			out = append(out, admin.Alarm{
 				Name: "silent_mails", Account: account,

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -108,25 +107,6 @@ func ofDomains(patterns []string, addr string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool {
 		return envelope.MatchPattern(p[strings.LastIndexByte(p, '@')+1:], addr)
 	})
-}
-
-// lead reports whether a sink is served: that for DSN mail only while it is on.
-func (b *Bridge) lead(ctx context.Context, name string) bool {
-	on := func() bool { return b.intake.now.Load().dsn != nil }
-	if name != sink.DSNName || on() {
-		return true
-	}
-	if !b.mu.TryLock() {
-		return false // it may be being switched on
-	}
-	defer b.mu.Unlock()
-	if on() {
-		return true
-	}
-	if err := b.dsn.Arm(ctx, false); err != nil && ctx.Err() == nil {
-		b.log.Error("the place of DSN mail in the event log cannot be forgotten", "event", "dsn.error", "err", err)
-	}
-	return false
 }
 
 // noticeLine says what a sender was told of one recipient.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,20 +20,36 @@ import (
 func serveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "serve", GroupID: groupStart, Short: "run the bridge", Args: usageArgs(cobra.NoArgs),
-		Long:    "Runs the bridge until SIGTERM or SIGINT. SIGHUP reads the configuration again (all but sockets)\nand reopens the event file. Under systemd it reports readiness and feeds the watchdog.",
-		Example: "  smtpbridge serve -c bridge.toml",
+		Long: `Runs the bridge until SIGTERM or SIGINT. SIGHUP reads the configuration again (all but sockets)
+and reopens the event file. Under systemd it reports readiness and feeds the watchdog.
+
+--roles leaves parts of the work to other processes on the same PostgreSQL store:
+  smtp     takes mail on the listeners
+  deliver  hands it to the ESPs, and tells alarms
+  webhook  takes webhooks and received mail, and asks the ESPs for events that did not come
+  sink     event file, forwarding, DSN mail, suppression
+  admin    the dashboard at [admin] address; the admin socket, health and metrics are there in any case
+A SQLite store belongs to one process, which does everything.`,
+		Example: "  smtpbridge serve -c bridge.toml\n  smtpbridge serve -c edge.toml --roles smtp,admin",
 	}
 	file := configFlag(c)
-	c.RunE = func(c *cobra.Command, _ []string) error { return serve(c.Context(), *file) }
+	list := c.Flags().StringSlice("roles", nil, "what this process does (default "+strings.Join(roles(nil).names(), ",")+")")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		r, err := parseRoles(*list)
+		if err != nil {
+			return usageError(c, "--roles: %w", err)
+		}
+		return serve(c.Context(), *file, r)
+	}
 	return c
 }
 
-func serve(ctx context.Context, file string) error {
+func serve(ctx context.Context, file string, r roles) error {
 	activated, err := activation.ListenersWithNames()
 	if err != nil {
 		return fmt.Errorf("sockets from systemd: %w", err)
 	}
-	b, err := NewBridge(ctx, file, BridgeOptions{Activated: activated})
+	b, err := NewBridge(ctx, file, BridgeOptions{Activated: activated, Roles: r})
 	if err != nil {
 		var problems config.Problems
 		if errors.As(err, &problems) {

@@ -29,13 +29,14 @@ var table = []row{
 	{pkg: "internal/safehttp"},
 	{pkg: "internal/throttle"},
 	{pkg: "internal/layers"},
+	{pkg: "internal/pgtest"},
 	{pkg: "envelope"},
 	{pkg: "event"},
 	{pkg: "mime"},
 	{pkg: "route", imports: []string{"envelope"}},
 
 	{pkg: "config", imports: []string{"internal/secret"}, tests: []string{"providers/all", "providers", "route", "envelope"}},
-	{pkg: "store", imports: []string{"envelope", "event", "store/..."}},
+	{pkg: "store", imports: []string{"envelope", "event", "store/..."}, tests: []string{"internal/pgtest"}},
 	{pkg: "store/...", imports: []string{"envelope", "event", "store/..."}},
 	{pkg: "translate", imports: []string{"envelope", "mime"}},
 
