@@ -51,6 +51,20 @@ type fileCursor struct {
 	Offset int64  `json:"o"`
 }
 
+// MoveFileCursor puts another place of the store into a File's cursor; one that is none stays as it is.
+func MoveFileCursor(cursor string, place func(string) string) string {
+	var c fileCursor
+	if json.Unmarshal([]byte(cursor), &c) != nil {
+		return cursor
+	}
+	c.Store = place(c.Store)
+	b, err := json.Marshal(c)
+	if err != nil {
+		return cursor
+	}
+	return string(b)
+}
+
 // fileMode lets a log shipper read it by group, and nobody else: events hold addresses.
 const fileMode = 0o640
 

@@ -114,9 +114,13 @@ func (s *Store) Tally(ctx context.Context) (int, error) {
 // cursorText is a position of the outbox as Follow gives it out.
 func (s *Store) cursorText(xid, seq int64) string {
 	if s.d.shared {
-		return strconv.FormatInt(xid, 10) + "." + strconv.FormatInt(seq, 10)
+		return postgresCursor(xid, seq)
 	}
 	return strconv.FormatInt(seq, 10)
+}
+
+func postgresCursor(xid, seq int64) string {
+	return strconv.FormatInt(xid, 10) + "." + strconv.FormatInt(seq, 10)
 }
 
 // Activity returns the counts since a time, oldest first.

@@ -55,6 +55,7 @@ type Store struct {
 	leases leases
 	fresh  freshMails
 	member membership
+	moving bool // Transfer reads it: the mark of a moved store does not count
 	subsMu sync.Mutex
 	subs   map[chan struct{}]Topic
 
@@ -143,6 +144,9 @@ func (s *Store) start(ctx context.Context) error {
 	}
 	if s.o.ReadOnly {
 		return nil
+	}
+	if err := s.refuseMoved(ctx); err != nil {
+		return err
 	}
 	if err := s.recover(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)

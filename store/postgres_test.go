@@ -36,14 +36,16 @@ func startCluster(t *testing.T) *cluster {
 func (c *cluster) engine(t *testing.T) (Options, opener) {
 	t.Helper()
 	url := c.Create(t, fmt.Sprintf("t%d", c.next.Add(1)), c.template)
-	return Options{Dir: t.TempDir(), URL: url}, func(t *testing.T, o Options) *Store {
-		t.Helper()
-		s, err := Open(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
+	return Options{Dir: t.TempDir(), URL: url}, openPostgresStore
+}
+
+func openPostgresStore(t *testing.T, o Options) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
 	}
+	return s
 }
 
 func TestPostgres(t *testing.T) {
@@ -53,6 +55,8 @@ func TestPostgres(t *testing.T) {
 	t.Run("two nodes", func(t *testing.T) { testTwoNodes(t, c) })
 	t.Run("lost lease", func(t *testing.T) { testLostLease(t, c) })
 	t.Run("order of the outbox", func(t *testing.T) { testOutboxOrder(t, c) })
+	t.Run("move", func(t *testing.T) { testTransfer(t, c) })
+	t.Run("move cut off", func(t *testing.T) { testTransferCutOff(t, c) })
 	t.Run("faults", func(t *testing.T) { testPostgresFaults(t, c) })
 	t.Run("unreachable", func(t *testing.T) {
 		_, err := Open(t.Context(), Options{Dir: t.TempDir(), URL: "postgres://bridge:hunter2@127.0.0.1:1/x?connect_timeout=2"})

@@ -83,29 +83,3 @@ func printSalvaged(w io.Writer, r *store.Salvaged) error {
 	_, err := fmt.Fprintf(w, "the old database is in %s\n", r.Damaged)
 	return err
 }
-
-func storeMigrate() *cobra.Command {
-	c := &cobra.Command{
-		Use: "migrate", Short: "bring the database to the schema of this version", Args: usageArgs(cobra.NoArgs),
-		Long: `Does what every start of the bridge does first: brings the database of an earlier version to this
-one's schema. There is no way back: "smtpbridge store backup" before it. The bridge has to be stopped.`,
-		Example: "  smtpbridge store migrate",
-	}
-	file := configFlag(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		cfg, err := config.Load(*file, all.Registry().Names())
-		if err != nil {
-			return err
-		}
-		st, err := store.Open(c.Context(), store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL})
-		if err != nil {
-			return err
-		}
-		if err := st.Close(); err != nil {
-			return err
-		}
-		_, err = fmt.Fprintln(c.OutOrStdout(), "the database has the schema of this version")
-		return err
-	}
-	return c
-}
