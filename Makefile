@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BIN := bin/smtpbridge
 
-.PHONY: all build test race lint demo bench fuzz crash million memory fuzz-short soak reliability clean
+.PHONY: nodes bench-nodes all build test race lint demo bench fuzz crash million memory fuzz-short soak reliability clean
 
 all: build
 
@@ -44,6 +44,12 @@ fuzz-short: ## 5 s for each group of targets
 
 crash: build ## kill -9 under load, many rounds, with a ledger
 	$(GO) test -count=1 -timeout 60m -run TestKill ./test -kills 200 -kill-mails 10000
+
+nodes: build ## three nodes on one PostgreSQL: kill -9, failure of the database, a cut network
+	$(GO) test -count=1 -timeout 30m -v -run 'TestNodes|TestRoles|TestMoveToPostgres|TestCutOff|TestSharedRate' ./test -node-mails 10000
+
+bench-nodes: build ## one node and three on one PostgreSQL, see docs/scaling.md
+	$(GO) test -count=1 -timeout 20m -v -run TestBenchNodes ./test -bench-nodes 3000
 
 million: ## a start with 1,000,000 mails queued
 	$(GO) test -count=1 -timeout 60m -v -run TestCase063 ./test -queued 1000000

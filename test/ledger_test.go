@@ -12,9 +12,10 @@ import (
 
 // load gives mails to one bridge or several, from many clients, and keeps the ledger of those that got their 250.
 type load struct {
-	t    testing.TB
-	want int64    // so many are to be accepted
-	from []string // domains of the senders, at random
+	t     testing.TB
+	want  int64    // so many are to be accepted
+	from  []string // domains of the senders, at random
+	first int64    // number of the first mail
 
 	mu      sync.Mutex
 	acked   map[string]bool // by the number in the subject
@@ -27,6 +28,7 @@ type load struct {
 // start runs clients. Each stays with an address as long as it answers.
 func (l *load) start(clients int, addrs ...string) {
 	l.acked = map[string]bool{}
+	l.next.Store(l.first)
 	for w := range clients {
 		l.wg.Go(func() { l.client(w, addrs) })
 	}

@@ -47,17 +47,19 @@ type farm struct {
 	nodes  []*bridge
 	smtp   []string
 	listen string
+	mpMore string // more settings of account mp
 
 	mu sync.Mutex
 }
 
-func newFarm(t *testing.T, listen string) *farm {
+// newFarm starts the database and, on an address, the ESPs.
+func newFarm(t *testing.T, listen string, o pgtest.Options) *farm {
 	t.Helper()
 	f := &farm{t: t, listen: "127.0.0.1", told: map[string]int{}, calls: map[string][]string{}, esp: map[string]string{}}
 	if listen != "" {
 		f.listen = listen
 	}
-	f.pg = pgtest.Start(t, pgtest.Options{Listen: listen})
+	f.pg = pgtest.Start(t, o)
 	f.url = f.pg.Create(t, "bridge", "")
 	f.mp = mailpacetwin.New(mailpacetwin.Options{Token: "mp-token-0123456789", Keep: 1 << 20})
 	f.sp = smtpetertwin.New(smtpetertwin.Options{Token: "sp-token-0123456789", Keep: 1 << 20})
@@ -106,6 +108,13 @@ func (f *farm) event(w http.ResponseWriter, r *http.Request) {
 	f.mu.Unlock()
 }
 
+// callsFrom counts the calls that came from an address.
+func (f *farm) callsFrom(host string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.calls[host])
+}
+
 // add makes and starts a node. wrap runs it somewhere else, more is put into its configuration.
 func (f *farm) add(more string, args ...string) *bridge {
 	f.t.Helper()
@@ -125,7 +134,7 @@ address = "%s:%d"
 allow = ["127.0.0.0/8", "10.0.0.0/8"]
 [[account]]
 name = "mp"
-provider = "mailpace"
+%sprovider = "mailpace"
 api_key = "mp-token-0123456789"
 base_url = %q
 max_concurrent = %d
@@ -151,7 +160,7 @@ address = ""
 level = "info"
 [events]
 file = "events.jsonl"
-%s`, len(f.nodes)+1, dir, url, nodeLease, host, port, f.esp["mp"], inFlight, f.esp["sp"], inFlight, more))
+%s`, len(f.nodes)+1, dir, url, nodeLease, host, port, f.mpMore, f.esp["mp"], inFlight, f.esp["sp"], inFlight, more))
 	b.wrap, b.args = wrap, args
 	b.start()
 	f.nodes = append(f.nodes, b)
@@ -269,7 +278,7 @@ func TestNodes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs three nodes")
 	}
-	f := newFarm(t, "")
+	f := newFarm(t, "", pgtest.Options{})
 	for range 3 {
 		f.add(f.forward())
 	}

@@ -1,0 +1,58 @@
+package store
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+// testLeaders: one of two nodes leads, the other follows when it dies, and what the dead one says late moves nothing.
+func testLeaders(t *testing.T, c *cluster) {
+	var opts Options
+	f := newFixture(t, c.engine, func(o *Options) { o.Lease = 2 * time.Second; opts = *o })
+	other := f.node(t, opts)
+	ctx := t.Context()
+	if f.Lead(ctx, "sink") {
+		t.Error("a process that did not join leads")
+	}
+	f.must(f.Join(ctx, Membership{Version: "1", Roles: []string{"deliver"}, Delivers: true}))
+	f.must(other.Join(ctx, Membership{Version: "2", Roles: []string{"sink"}}))
+	if !f.Lead(ctx, "sink") || other.Lead(ctx, "sink") || !f.Lead(ctx, "sink") {
+		t.Error("not exactly the first leads")
+	}
+	if got, err := other.Led(ctx, "sink"); err != nil || got != f.Node() || got == other.Node() {
+		t.Errorf("led by %q, %v", got, err)
+	}
+	f.must(f.SetCursor(ctx, "sink", "1"))
+	if err := other.SetCursor(ctx, "sink", "2"); !errors.Is(err, ErrStale) {
+		t.Errorf("a node that does not lead moved the place: %v", err)
+	}
+	if f.Delivering() != 1 {
+		t.Errorf("%d nodes deliver, want 1", f.Delivering())
+	}
+	third := f.node(t, opts)
+	f.must(third.Join(ctx, Membership{Delivers: true}))
+	waitFor(t, func() bool { return f.Delivering() == 2 && third.Delivering() == 2 && other.Delivering() == 3 })
+	nodes, err := other.Nodes(ctx)
+	if err != nil || len(nodes) != 3 {
+		t.Fatalf("got %+v, %v", nodes, err)
+	}
+	for _, n := range nodes {
+		if n.Self != (n.Name == other.Node()) || (n.Name == f.Node()) != (len(n.Leads) == 1) {
+			t.Errorf("got %+v", n)
+		}
+	}
+	f.must(third.Close())
+	waitFor(t, func() bool { return f.Delivering() == 1 })
+
+	f.stopBack() // it hangs
+	waitFor(t, func() bool { return other.Lead(ctx, "sink") })
+	if err := f.SetCursor(ctx, "sink", "3"); !errors.Is(err, ErrStale) {
+		t.Errorf("a node that was cut off moved the place: %v", err)
+	}
+	if f.Lead(ctx, "sink") {
+		t.Error("two lead")
+	}
+	f.must(other.Close())
+	waitFor(t, func() bool { return f.Lead(ctx, "sink") })
+}
