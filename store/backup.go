@@ -56,7 +56,7 @@ func (s *Store) backup(ctx context.Context, dir string) error {
 	}
 	var b *sqlite.Backup
 	raw := func(f func(dc any) error) error {
-		return s.submit(&op{ctx: ctx, done: make(chan error, 1), raw: func(_ context.Context, conn *sql.Conn) error { return conn.Raw(f) }})
+		return s.submit(s.ops, &op{ctx: ctx, done: make(chan error, 1), raw: func(_ context.Context, conn *sql.Conn) error { return conn.Raw(f) }})
 	}
 	err = raw(func(dc any) error {
 		src, ok := dc.(interface {
@@ -80,7 +80,7 @@ func (s *Store) backup(ctx context.Context, dir string) error {
 			return err
 		})
 	}
-	ferr := s.submit(&op{ctx: context.WithoutCancel(ctx), done: make(chan error, 1), raw: func(context.Context, *sql.Conn) error { return b.Finish() }})
+	ferr := s.submit(s.ops, &op{ctx: context.WithoutCancel(ctx), done: make(chan error, 1), raw: func(context.Context, *sql.Conn) error { return b.Finish() }})
 	if err = errors.Join(err, ferr); err != nil {
 		return err
 	}

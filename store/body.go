@@ -221,7 +221,7 @@ func (r *receipt) commit(ctx context.Context, m Mail, jobs []NewJob, evs []event
 			return r.err
 		}
 	}
-	err = r.s.do(ctx, size+len(n.mail.Header), func(ctx context.Context, t *tx) error {
+	err = r.s.accept(ctx, size+len(n.mail.Header), func(ctx context.Context, t *tx) error {
 		if err := t.insertMail(ctx, n); err != nil {
 			return err
 		}

@@ -232,7 +232,7 @@ func TestCase054_powerCut(t *testing.T) {
 		mu.Unlock()
 		snap := t.TempDir()
 		// A checkpoint between the two copies would tear them apart, as no power cut can: hold it off with the writer.
-		err := s.submit(&op{ctx: t.Context(), done: make(chan error, 1), raw: func(context.Context, *sql.Conn) error {
+		err := s.submit(s.ops, &op{ctx: t.Context(), done: make(chan error, 1), raw: func(context.Context, *sql.Conn) error {
 			for _, name := range []string{fileName, fileName + "-wal"} {
 				if err := copyFile(filepath.Join(dir, name), filepath.Join(snap, name)); err != nil {
 					return err
@@ -461,7 +461,7 @@ func TestCase057_noSpace(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		err = s.submit(&op{ctx: t.Context(), done: make(chan error, 1), raw: func(ctx context.Context, c *sql.Conn) error {
+		err = s.submit(s.ops, &op{ctx: t.Context(), done: make(chan error, 1), raw: func(ctx context.Context, c *sql.Conn) error {
 			var n int
 			return c.QueryRowContext(ctx, "PRAGMA max_page_count = 100").Scan(&n)
 		}})
@@ -498,7 +498,7 @@ func TestBatch(t *testing.T) {
 		defer s.Close()
 		hold, entered := make(chan struct{}), make(chan struct{})
 		go func() {
-			_ = s.submit(&op{ctx: context.Background(), done: make(chan error, 1), raw: func(context.Context, *sql.Conn) error {
+			_ = s.submit(s.ops, &op{ctx: context.Background(), done: make(chan error, 1), raw: func(context.Context, *sql.Conn) error {
 				close(entered)
 				<-hold
 				return nil
@@ -707,7 +707,7 @@ func TestFilesAndPragmas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = s.submit(&op{ctx: t.Context(), done: make(chan error, 1), raw: func(ctx context.Context, c *sql.Conn) error {
+	err = s.submit(s.ops, &op{ctx: t.Context(), done: make(chan error, 1), raw: func(ctx context.Context, c *sql.Conn) error {
 		for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "auto_vacuum": "2", "foreign_keys": "1", "secure_delete": "1", "journal_size_limit": "67108864"} {
 			var got string
 			if err := c.QueryRowContext(ctx, "PRAGMA "+pragma).Scan(&got); err != nil || got != want {

@@ -45,7 +45,7 @@ type Store struct {
 	readTx *sql.TxOptions
 	lock   *os.File
 
-	ops        chan *op
+	mails, ops chan *op // to the writer
 	stopped    chan struct{}
 	writerGone chan struct{}
 	closeOnce  sync.Once
@@ -114,7 +114,7 @@ func newStore(o Options, fault func(string) error) (*Store, error) {
 	o.Dir = dir
 	s := &Store{
 		o: o, d: sqliteDialect, keepBodies: o.KeepBodies, fault: fault,
-		ops: make(chan *op, batchOps), stopped: make(chan struct{}), writerGone: make(chan struct{}),
+		mails: make(chan *op, batchOps), ops: make(chan *op, batchOps), stopped: make(chan struct{}), writerGone: make(chan struct{}),
 		subs: map[chan struct{}]Topic{}, dirs: map[string]bool{}, stmts: map[string]*sql.Stmt{},
 	}
 	s.leases.init()

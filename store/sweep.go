@@ -382,7 +382,7 @@ func (s *Store) vacuum(ctx context.Context) (int, error) {
 	if err := s.read().get(ctx, []any{&free}, "PRAGMA freelist_count"); err != nil || free < worth {
 		return 0, err
 	}
-	err := s.submit(&op{ctx: ctx, done: make(chan error, 1), raw: func(ctx context.Context, conn *sql.Conn) error {
+	err := s.submit(s.ops, &op{ctx: ctx, done: make(chan error, 1), raw: func(ctx context.Context, conn *sql.Conn) error {
 		rows, err := conn.QueryContext(ctx, fmt.Sprintf("PRAGMA incremental_vacuum(%d)", pages))
 		if err != nil {
 			return err

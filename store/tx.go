@@ -151,6 +151,7 @@ func (t *tx) get(ctx context.Context, dest []any, query string, args ...any) err
 type op struct {
 	ctx   context.Context
 	size  int
+	mail  bool // a client waits: it comes first
 	run   func(ctx context.Context, t *tx) error
 	raw   func(ctx context.Context, conn *sql.Conn) error // outside of any transaction, instead of run
 	state atomic.Int32                                    // 0 waiting, 1 taken, 2 given up
@@ -169,7 +170,15 @@ func (s *Store) do(ctx context.Context, size int, f func(ctx context.Context, t 
 	if s.d.shared {
 		return s.doAlone(ctx, f)
 	}
-	return s.submit(&op{ctx: ctx, size: size, run: f, done: make(chan error, 1)})
+	return s.submit(s.ops, &op{ctx: ctx, size: size, run: f, done: make(chan error, 1)})
+}
+
+// accept is do for a mail whose client waits: it comes before other work, see writer.
+func (s *Store) accept(ctx context.Context, size int, f func(ctx context.Context, t *tx) error) error {
+	if s.o.ReadOnly || s.d.shared {
+		return s.do(ctx, size, f)
+	}
+	return s.submit(s.mails, &op{ctx: ctx, size: size, run: f, mail: true, done: make(chan error, 1)})
 }
 
 var (
@@ -177,14 +186,14 @@ var (
 	errClosed   = errors.New("the store is closed")
 )
 
-func (s *Store) submit(o *op) error {
+func (s *Store) submit(to chan<- *op, o *op) error {
 	select {
 	case <-s.stopped:
 		return errClosed
 	default:
 	}
 	select {
-	case s.ops <- o:
+	case to <- o:
 	case <-s.stopped:
 		return errClosed
 	case <-o.ctx.Done():
@@ -218,44 +227,61 @@ func (s *Store) submit(o *op) error {
 	}
 }
 
-// writer is SQLite's one writing goroutine: it collects what is waiting into one transaction.
+// writer is SQLite's one writing goroutine: it collects what is waiting into one transaction. Mails come first, and as long as
+// some come only as many other operations go with them: under a burst the clients wait less and the queue grows.
 func (s *Store) writer(conn *sql.Conn) {
 	defer close(s.writerGone)
 	stmts := map[string]*sql.Stmt{}
 	for {
-		var first *op
+		ops := make([]*op, 0, 16)
 		select {
-		case first = <-s.ops:
+		case o := <-s.mails:
+			ops = append(ops, o)
+		case o := <-s.ops:
+			ops = append(ops, o)
 		case <-s.stopped:
-			for { // what was handed in before the stop is still done
-				select {
-				case o := <-s.ops:
-					s.batch(conn, stmts, []*op{o})
-				default:
-					for _, st := range stmts {
-						st.Close()
-					}
-					return
-				}
+			for ops = s.collect(ops); len(ops) > 0; ops = s.collect(ops[:0]) { // what was handed in before the stop is still done
+				s.batch(conn, stmts, ops)
 			}
+			for _, st := range stmts {
+				st.Close()
+			}
+			return
 		}
-		ops := append(make([]*op, 0, 16), first)
-		size := first.size
-	collect:
-		for first.raw == nil && len(ops) < batchOps && size < batchBytes {
+		s.batch(conn, stmts, s.collect(ops))
+	}
+}
+
+// collect adds what is waiting to a batch. What is to run outside of a transaction ends it.
+func (s *Store) collect(ops []*op) []*op {
+	size := 0
+	for _, o := range ops {
+		size += o.size
+	}
+	take := func(from <-chan *op, most int) {
+		for len(ops) < most && size < batchBytes && (len(ops) == 0 || ops[len(ops)-1].raw == nil) {
 			select {
-			case o := <-s.ops:
+			case o := <-from:
 				ops = append(ops, o)
 				size += o.size
-				if o.raw != nil {
-					break collect
-				}
 			default:
-				break collect
+				return
 			}
 		}
-		s.batch(conn, stmts, ops)
 	}
+	take(s.mails, batchOps)
+	mails := 0
+	for _, o := range ops {
+		if o.mail {
+			mails++
+		}
+	}
+	if mails > 0 {
+		take(s.ops, min(batchOps, len(ops)+mails))
+	} else {
+		take(s.ops, batchOps)
+	}
+	return ops
 }
 
 // batch runs ops in one transaction. A failed COMMIT fails all of them.
