@@ -11,7 +11,7 @@ import (
 
 // Limits of what is kept of mails that were just taken: at most some MiB.
 const (
-	parsedMost   = 1000
+	parsedMost   = 250
 	parsedFor    = time.Minute
 	parsedSweep  = time.Second
 	parsedHeader = 8 << 10 // of header blocks in one mail; others are parsed again

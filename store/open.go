@@ -261,10 +261,10 @@ func (s *Store) dsn(writer, fresh bool) string {
 		q.Add("_pragma", "secure_delete(1)")
 		q.Add("_pragma", "journal_size_limit(67108864)")
 		q.Add("_pragma", "wal_autocheckpoint(4000)")
-		q.Add("_pragma", "cache_size(-8000)")
+		q.Add("_pragma", "cache_size(-4000)")
 	default:
 		q.Add("_pragma", "query_only(1)")
-		q.Add("_pragma", "cache_size(-1000)")
+		q.Add("_pragma", "cache_size(-500)")
 	}
 	u := url.URL{Scheme: "file", Path: filepath.Join(s.o.Dir, fileName), RawQuery: q.Encode()}
 	return u.String()
@@ -302,8 +302,8 @@ func (s *Store) openSQLite(ctx context.Context) error {
 	if s.db, err = sql.Open("sqlite", s.dsn(false, false)); err != nil {
 		return err
 	}
-	s.db.SetMaxOpenConns(8)
-	s.db.SetMaxIdleConns(8)
+	s.db.SetMaxOpenConns(4)
+	s.db.SetMaxIdleConns(4)
 	s.readTx = &sql.TxOptions{ReadOnly: true}
 	if s.o.ReadOnly {
 		close(s.writerGone)

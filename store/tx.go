@@ -228,7 +228,7 @@ func (s *Store) submit(to chan<- *op, o *op) error {
 }
 
 // writer is SQLite's one writing goroutine: it collects what is waiting into one transaction. Mails come first, and as long as
-// some come only as many other operations go with them: under a burst the clients wait less and the queue grows.
+// some come only half as many other operations go with them: under a burst the clients wait less and the queue grows.
 func (s *Store) writer(conn *sql.Conn) {
 	defer close(s.writerGone)
 	stmts := map[string]*sql.Stmt{}
@@ -277,7 +277,7 @@ func (s *Store) collect(ops []*op) []*op {
 		}
 	}
 	if mails > 0 {
-		take(s.ops, min(batchOps, len(ops)+mails))
+		take(s.ops, min(batchOps, len(ops)+(mails+1)/2))
 	} else {
 		take(s.ops, batchOps)
 	}
