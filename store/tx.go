@@ -233,22 +233,23 @@ func (s *Store) writer(conn *sql.Conn) {
 	defer close(s.writerGone)
 	stmts := map[string]*sql.Stmt{}
 	for {
-		ops := make([]*op, 0, 16)
-		select {
-		case o := <-s.mails:
-			ops = append(ops, o)
-		case o := <-s.ops:
-			ops = append(ops, o)
-		case <-s.stopped:
-			for ops = s.collect(ops); len(ops) > 0; ops = s.collect(ops[:0]) { // what was handed in before the stop is still done
-				s.batch(conn, stmts, ops)
+		ops := s.collect(make([]*op, 0, 16))
+		if len(ops) == 0 {
+			select {
+			case o := <-s.mails:
+				ops = s.collect(append(ops, o))
+			case o := <-s.ops:
+				ops = s.collect(append(ops, o))
+			case <-s.stopped:
+				if ops = s.collect(ops); len(ops) == 0 { // what was handed in before the stop is still done
+					for _, st := range stmts {
+						st.Close()
+					}
+					return
+				}
 			}
-			for _, st := range stmts {
-				st.Close()
-			}
-			return
 		}
-		s.batch(conn, stmts, s.collect(ops))
+		s.batch(conn, stmts, ops)
 	}
 }
 
