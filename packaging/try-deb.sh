@@ -67,6 +67,24 @@ took "delivered"
 has "$(smtpbridge events --json)" '"event":"delivered"' "events"
 has "$(cat /var/log/smtpbridge/events.jsonl)" '"event":"delivered"' "the event file"
 
+# People look at the dashboard: a password, an address, and the mail is in the list.
+hash=$(echo 'correct horse battery staple' | smtpbridge hash-password)
+cp -a /etc/smtpbridge/bridge.toml /tmp/before.toml
+printf 'address = "127.0.0.1:8026"\npassword_hash = "%s"\n' "$hash" >>/etc/smtpbridge/bridge.toml
+stop
+start
+if command -v curl >/dev/null; then
+  site=http://127.0.0.1:8026
+  out=$(curl -sS "$site/mails") # nobody sees it without the password
+  ! grep -q ada@example.net <<<"$out" || fail "the dashboard is open"
+  curl -sS -o /dev/null -c /tmp/jar -H "Origin: $site" -d 'password=correct horse battery staple' "$site/login" || fail "log in"
+  has "$(curl -sS -b /tmp/jar "$site/mails")" "ada@example.net" "the list of messages in the dashboard"
+  took "seen in the dashboard"
+fi
+cp -a /tmp/before.toml /etc/smtpbridge/bridge.toml
+stop
+start
+
 # Rotation with the file it came with.
 if command -v logrotate >/dev/null; then
   logrotate -f /etc/logrotate.d/smtpbridge || fail "logrotate"
