@@ -24,7 +24,7 @@ import (
 	"smtpbridge/store"
 )
 
-var nodeMails = flag.Int("node-mails", 400, "how many mails the stories of several nodes get accepted")
+var nodeMails = flag.Int("node-mails", 250, "how many mails the stories of several nodes get accepted")
 
 // nodeLease is short, so that the stories are; callTime is how long a call takes, so that some are always in flight.
 const (
