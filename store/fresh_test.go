@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -187,4 +188,24 @@ func (f *fixture) settleSent(c *Claim) {
 	call := f.start(c, ns...)
 	call.State = CallAccepted
 	f.must(f.Settle(f.t.Context(), Settlement{Claim: c, Calls: []CallResult{{Call: call}}}))
+}
+
+// TestOneConnection reads with a single connection: what holds one must not wait for another, or as many readers as there are
+// connections would wait for each other.
+func TestOneConnection(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, sqliteEngine)
+	id := f.accept("a", "u@example.org")
+	f.reopen() // with no statement prepared
+	f.db.SetMaxOpenConns(1)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for range 2 {
+		_, err := f.Detail(ctx, id)
+		f.must(err)
+		cs, err := f.Claim(ctx, "a", 1)
+		f.must(err)
+		f.must(wantClaims(cs, 1))
+		f.must(f.Release(ctx, cs[0]))
+	}
 }

@@ -64,6 +64,7 @@ type Store struct {
 
 	stmtsMu sync.Mutex
 	stmts   map[string]*sql.Stmt // of the readers; closed with db
+	missed  map[string]bool      // statements that a reading transaction had to do without
 
 	keepMu     sync.Mutex
 	keepBodies time.Duration
@@ -115,7 +116,7 @@ func newStore(o Options, fault func(string) error) (*Store, error) {
 	s := &Store{
 		o: o, d: sqliteDialect, keepBodies: o.KeepBodies, fault: fault,
 		mails: make(chan *op, batchOps), ops: make(chan *op, batchOps), stopped: make(chan struct{}), writerGone: make(chan struct{}),
-		subs: map[chan struct{}]Topic{}, dirs: map[string]bool{}, stmts: map[string]*sql.Stmt{},
+		subs: map[chan struct{}]Topic{}, dirs: map[string]bool{}, stmts: map[string]*sql.Stmt{}, missed: map[string]bool{},
 	}
 	s.leases.init()
 	s.fresh.most = o.Fresh
@@ -302,8 +303,8 @@ func (s *Store) openSQLite(ctx context.Context) error {
 	if s.db, err = sql.Open("sqlite", s.dsn(false, false)); err != nil {
 		return err
 	}
-	s.db.SetMaxOpenConns(4)
-	s.db.SetMaxIdleConns(4)
+	s.db.SetMaxOpenConns(8)
+	s.db.SetMaxIdleConns(8)
 	s.readTx = &sql.TxOptions{ReadOnly: true}
 	if s.o.ReadOnly {
 		close(s.writerGone)

@@ -110,7 +110,7 @@ func (t *tx) each(ctx context.Context, query string, args []any, row func(scan f
 		if st, err = t.prepared(ctx, query); err == nil {
 			rows, err = st.QueryContext(ctx, args...)
 		}
-	} else if st := t.s.readStmt(ctx, query, t.write); st != nil {
+	} else if st := t.readStmt(ctx, query); st != nil {
 		if sqltx, ok := t.q.(*sql.Tx); ok {
 			st = sqltx.StmtContext(ctx, st)
 			defer st.Close()
@@ -464,6 +464,7 @@ func (s *Store) committed(t *tx) {
 
 // view runs f in a read transaction: everything it sees is of one moment.
 func (s *Store) view(ctx context.Context, f func(ctx context.Context, t *tx) error) error {
+	s.prepareMissed(ctx)
 	sqltx, err := s.db.BeginTx(ctx, s.readTx)
 	if err != nil {
 		return mapError(err)
@@ -472,31 +473,55 @@ func (s *Store) view(ctx context.Context, f func(ctx context.Context, t *tx) err
 	return f(ctx, &tx{s: s, q: sqltx})
 }
 
-// readStmt returns a prepared statement of SQLite's readers, nil when it is not worth one:
-// pgx keeps its own, and filters make many different statements.
-func (s *Store) readStmt(ctx context.Context, query string, write bool) *sql.Stmt {
-	if s.d.shared || write {
+// readStmt returns a prepared statement of SQLite's readers, nil when it is not worth one: pgx keeps its own, and filters
+// make many different statements. A transaction holds a connection already and must not wait for another one: what it
+// misses is prepared before the next.
+func (t *tx) readStmt(ctx context.Context, query string) *sql.Stmt {
+	s := t.s
+	if s.d.shared || t.write {
 		return nil
 	}
 	s.stmtsMu.Lock()
 	st, ok := s.stmts[query]
 	full := len(s.stmts) >= 100
+	_, inTx := t.q.(*sql.Tx)
+	if !ok && !full && inTx {
+		s.missed[query] = true
+	}
 	s.stmtsMu.Unlock()
-	if ok || full {
+	if ok || full || inTx {
 		return st
 	}
+	return s.prepareRead(ctx, query)
+}
+
+func (s *Store) prepareRead(ctx context.Context, query string) *sql.Stmt {
 	st, err := s.db.PrepareContext(ctx, query)
 	if err != nil {
 		return nil // the plain way will say what is wrong
 	}
 	s.stmtsMu.Lock()
 	defer s.stmtsMu.Unlock()
+	delete(s.missed, query)
 	if other, ok := s.stmts[query]; ok {
 		st.Close()
 		return other
 	}
 	s.stmts[query] = st
 	return st
+}
+
+// prepareMissed prepares what earlier transactions missed.
+func (s *Store) prepareMissed(ctx context.Context) {
+	s.stmtsMu.Lock()
+	var queries []string
+	for q := range s.missed {
+		queries = append(queries, q)
+	}
+	s.stmtsMu.Unlock()
+	for _, q := range queries {
+		s.prepareRead(ctx, q)
+	}
 }
 
 // read is for a single statement.

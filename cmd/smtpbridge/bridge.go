@@ -268,7 +268,8 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	if b.sinks != nil {
 		follow.start(b.log, "sinks", b.sinks.Run)
 	}
-	b.log.Info("bridge runs", "event", "started", "version", buildVersion(), "listeners", len(b.parts.cfg.Listeners), "accounts", len(b.parts.accounts))
+	p := b.intake.now.Load() // a reload may be on
+	b.log.Info("bridge runs", "event", "started", "version", buildVersion(), "listeners", len(p.cfg.Listeners), "accounts", len(p.accounts))
 	if ready != nil {
 		ready()
 	}
