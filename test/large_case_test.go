@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"net/http"
 	"os"
@@ -53,6 +52,7 @@ func TestCase063_RestartWithAQueue(t *testing.T) {
 	dir := shortDir(t)
 	b, esp, addr := caseBridge(t, dir, "[[account]]\nname = \"other\"\nprovider = \"sandbox\"\napi_key = \"other-key\"\n")
 	b.run("account", "pause", "esp")
+	dialCase(t, addr).accept(t, "queued 0", "x\r\n")
 	b.stop()
 	var mu sync.Mutex
 	var order []string // of arrival
@@ -68,7 +68,7 @@ func TestCase063_RestartWithAQueue(t *testing.T) {
 		mu.Unlock()
 		http.Error(w, `{"error":{"code":"case","message":"later"}}`, http.StatusInternalServerError)
 	})
-	seedQueue(t, b, *queued)
+	seedQueue(t, b, *queued-1)
 	began := time.Now()
 	b.start()
 	c := dialCase(t, addr)
@@ -103,21 +103,20 @@ func TestCase063_RestartWithAQueue(t *testing.T) {
 	}
 }
 
-// seedQueue fills the store of a stopped bridge as if it had accepted n mails, planned with its present configuration.
+// seedQueue fills the store of a stopped bridge as if it had accepted n mails more than one, with the configuration that one was
+// planned with.
 func seedQueue(t *testing.T, b *bridge, n int) {
 	t.Helper()
-	text, err := os.ReadFile(b.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := fnv.New64a()
-	h.Write(text)
-	generation := int64(h.Sum64() >> 1)
 	st, err := store.Open(t.Context(), store.Options{Dir: b.dir})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer st.Close()
+	have, err := st.Mails(t.Context(), store.Filter{})
+	if err != nil || len(have) != 1 {
+		t.Fatalf("%d mails in the queue, %v", len(have), err)
+	}
+	generation := have[0].Generation
 	first := time.Now().Add(-time.Duration(n) * time.Millisecond)
 	var next atomic.Int64
 	var wg sync.WaitGroup
