@@ -54,6 +54,7 @@ func TestPostgres(t *testing.T) {
 	runSuite(t, c.engine)
 	t.Run("two nodes", func(t *testing.T) { testTwoNodes(t, c) })
 	t.Run("lost lease", func(t *testing.T) { testLostLease(t, c) })
+	t.Run("lost release", func(t *testing.T) { testLostRelease(t, c) })
 	t.Run("order of the outbox", func(t *testing.T) { testOutboxOrder(t, c) })
 	t.Run("leaders", func(t *testing.T) { testLeaders(t, c) })
 	t.Run("move", func(t *testing.T) { testTransfer(t, c) })
@@ -190,6 +191,26 @@ func testLostLease(t *testing.T, c *cluster) {
 		t.Fatalf("got %v", err)
 	}
 	f.wantEvents("sent(one@example.org) ")
+}
+
+// testLostRelease: a claim whose release the database did not take is nobody's once its lease has run out. Were it
+// renewed for ever, the mail would wait as long as the node lives.
+func testLostRelease(t *testing.T, c *cluster) {
+	f := newFixture(t, c.engine, func(o *Options) { o.Lease = time.Second })
+	f.accept("a", "u@example.org")
+	cl := f.claim("a")
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := f.Release(gone, cl); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	waitFor(t, func() bool {
+		cs, err := f.Store.Claim(t.Context(), "a", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(cs) == 1 && cs[0].token != cl.token
+	})
 }
 
 // testOutboxOrder: a transaction that began earlier commits later; a follower must not pass it by.

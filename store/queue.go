@@ -66,7 +66,9 @@ func (s *Store) Claim(ctx context.Context, account string, n int) ([]*Claim, err
 	}
 	var out []*Claim
 	var bad []string
+	var gone []int64
 	load := func(ctx context.Context, t *tx, ids map[int64]int64, order []int64) error {
+		out, bad, gone = nil, nil, nil
 		for _, id := range order {
 			if c := s.fresh.take(id, ids[id]); c != nil {
 				out = append(out, c)
@@ -75,10 +77,9 @@ func (s *Store) Claim(ctx context.Context, account string, n int) ([]*Claim, err
 			c, mailID, err := t.claim(ctx, id, ids[id])
 			switch {
 			case errors.Is(err, ErrCorrupt):
-				bad = append(bad, mailID)
-				s.leases.drop(id, ids[id])
+				bad, gone = append(bad, mailID), append(gone, id)
 			case errors.Is(err, ErrNotFound): // deleted in the same moment
-				s.leases.drop(id, ids[id])
+				gone = append(gone, id)
 			case err != nil:
 				return err
 			default:
@@ -105,6 +106,9 @@ func (s *Store) Claim(ctx context.Context, account string, n int) ([]*Claim, err
 			s.leases.drop(id, token)
 		}
 		return nil, fmt.Errorf("claim for %s: %w", account, mapError(err))
+	}
+	for _, id := range gone {
+		s.leases.drop(id, ids[id])
 	}
 	for _, id := range bad {
 		if err := s.quarantine(ctx, id, "the stored envelope fails its checksum"); err != nil {
@@ -169,11 +173,13 @@ func (s *Store) claimShared(ctx context.Context, account string, n int, ids map[
 			}
 			ids[id] = token
 		}
-		s.leases.mu.Lock()
-		for _, id := range *order {
-			s.leases.put(id, ids[id], account)
-		}
-		s.leases.mu.Unlock()
+		t.onCommit(func() {
+			s.leases.mu.Lock()
+			defer s.leases.mu.Unlock()
+			for id, token := range ids {
+				s.leases.put(id, token, account)
+			}
+		})
 		return load(ctx, t, ids, *order)
 	})
 }
@@ -484,8 +490,10 @@ func (t *tx) noteLost(ctx context.Context, detail, where string, args ...any) er
 	return err
 }
 
-// Release gives a claim back untouched. Calls that were started under it are Ambiguous.
+// Release gives a claim back untouched. Calls that were started under it are Ambiguous. After an error the
+// job is due again once its lease has run out: nobody renews it any more.
 func (s *Store) Release(ctx context.Context, c *Claim) error {
+	s.leases.drop(c.Job.ID, c.token)
 	if s.d.shared {
 		err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
 			t.queue = true
@@ -496,7 +504,6 @@ func (s *Store) Release(ctx context.Context, c *Claim) error {
 			return fmt.Errorf("release %s: %w", c.Job.MailID, err)
 		}
 	}
-	s.leases.drop(c.Job.ID, c.token)
 	s.wake(TopicQueue)
 	return nil
 }

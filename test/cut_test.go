@@ -33,8 +33,8 @@ func ip(t *testing.T, args string) {
 // A node loses its way to the database, but not to the ESPs: it begins no call any more, the others take its mail over, and when the network is
 // back it works again. Nothing is lost, and a mail arrives twice only if the node was sending it when the network was cut.
 func TestCutOff(t *testing.T) {
-	if *nodeMails == 0 {
-		t.Skip("runs for -node-mails; see make nodes")
+	if testing.Short() {
+		t.Skip("runs three nodes")
 	}
 	ns := fmt.Sprintf("sb%d", os.Getpid())
 	if out, err := exec.Command("ip", "netns", "add", ns).CombinedOutput(); err != nil {
