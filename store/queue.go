@@ -302,10 +302,12 @@ func (s *Store) NextDue(ctx context.Context, account string) (time.Time, bool, e
 	var err error
 	if s.d.shared {
 		err = pick(s.read(), 1, func(int64) bool { return false })
-	} else {
-		s.leases.mu.Lock()
-		defer s.leases.mu.Unlock()
-		err = pick(s.read(), 1+s.leases.count[account], func(id int64) bool { _, ok := s.leases.byJob[id]; return ok })
+	} else { // the connection comes before the leases, as in Claim: who has one waits for the other
+		err = s.view(ctx, func(ctx context.Context, t *tx) error {
+			s.leases.mu.Lock()
+			defer s.leases.mu.Unlock()
+			return pick(t, 1+s.leases.count[account], func(id int64) bool { _, ok := s.leases.byJob[id]; return ok })
+		})
 	}
 	if err != nil {
 		return time.Time{}, false, fmt.Errorf("next due of %s: %w", account, err)
