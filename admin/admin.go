@@ -38,6 +38,8 @@ type API interface {
 	// Activity counts what happened within the last span of time, in steps.
 	Activity(ctx context.Context, span time.Duration) (*Activity, error)
 	Accounts(ctx context.Context) ([]Account, error)
+	// Nodes lists the living bridges that share a PostgreSQL store; with SQLite none.
+	Nodes(ctx context.Context) ([]store.Node, error)
 	// Inbox lists the newest mails that accounts of provider sandbox have taken, newest first, without their contents.
 	Inbox(ctx context.Context) ([]InboxMail, error)
 	InboxMail(ctx context.Context, account, id string) (*InboxMail, error)

@@ -79,6 +79,7 @@ var routes = []route{
 		}
 		return nil, api.SetAccount(r.Context(), r.PathValue("name"), a == "pause", r.FormValue("reason"))
 	}},
+	{"GET", "nodes", "The living bridges that share a PostgreSQL store, and what each leads; with SQLite none.", nil, []store.Node{}, func(api API, r *http.Request) (any, error) { return api.Nodes(r.Context()) }},
 	{"GET", "inbox", "The newest mails that accounts of provider sandbox have taken.", nil, []InboxMail{}, func(api API, r *http.Request) (any, error) { return api.Inbox(r.Context()) }},
 	{"GET", "inbox/{account}/{id}", "One of them, with its content if [admin] preview is true.", nil, InboxMail{}, func(api API, r *http.Request) (any, error) {
 		return api.InboxMail(r.Context(), r.PathValue("account"), r.PathValue("id"))
@@ -366,6 +367,12 @@ func (c *Client) Trace(ctx context.Context, key string) ([]*Detail, error) {
 // Act implements API.
 func (c *Client) Act(ctx context.Context, id string, a Action, reason string) error {
 	return c.do(ctx, http.MethodPost, "queue/"+url.PathEscape(id)+"/"+url.PathEscape(string(a)), url.Values{"reason": {reason}}, new(struct{}))
+}
+
+// Nodes implements API.
+func (c *Client) Nodes(ctx context.Context) ([]store.Node, error) {
+	var out []store.Node
+	return out, c.do(ctx, http.MethodGet, "nodes", nil, &out)
 }
 
 // Accounts implements API.

@@ -84,6 +84,11 @@ func (m *Metrics) WatchLog(dropped func() int64) {
 	}, func() float64 { return float64(dropped()) }))
 }
 
+// WatchNodes shows the nodes that share the store, and what this one leads.
+func (m *Metrics) WatchNodes(nodes func(context.Context) ([]store.Node, error)) {
+	m.reg.MustRegister(nodeCollector(nodes))
+}
+
 // Handler serves /metrics.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.reg, promhttp.HandlerOpts{MaxRequestsInFlight: 2})
@@ -216,4 +221,43 @@ func (c *statsCache) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.at = time.Time{}
+}
+
+// nodeCollector lists the nodes when somebody asks.
+type nodeCollector func(context.Context) ([]store.Node, error)
+
+var (
+	livingDesc     = prometheus.NewDesc("smtpbridge_nodes_living", "Bridges that live and share the store, this one included.", nil, nil)
+	deliveringDesc = prometheus.NewDesc("smtpbridge_nodes_delivering", "Those of them that deliver: each takes its part of an account's rate.", nil, nil)
+	leadsDesc      = prometheus.NewDesc("smtpbridge_node_leads", "1 for each work of one node at a time that this node does.", []string{"work"}, nil)
+)
+
+func (nodeCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{livingDesc, deliveringDesc, leadsDesc} {
+		ch <- d
+	}
+}
+
+func (list nodeCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	nodes, err := list(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(livingDesc, err)
+		return
+	}
+	delivering := 0
+	for _, n := range nodes {
+		if n.Delivers {
+			delivering++
+		}
+		if !n.Self {
+			continue
+		}
+		for _, work := range n.Leads {
+			ch <- prometheus.MustNewConstMetric(leadsDesc, prometheus.GaugeValue, 1, work)
+		}
+	}
+	ch <- prometheus.MustNewConstMetric(livingDesc, prometheus.GaugeValue, float64(len(nodes)))
+	ch <- prometheus.MustNewConstMetric(deliveringDesc, prometheus.GaugeValue, float64(delivering))
 }

@@ -202,9 +202,19 @@ func TestMetricsInDocs(t *testing.T) {
 	m.Waited("a", 90*time.Second)
 	m.WatchLog(func() int64 { return 0 })
 	m.alarm("backlog", "", true)
+	m.WatchNodes(func(context.Context) ([]store.Node, error) {
+		return []store.Node{{Self: true, Delivers: true, Leads: []string{"dsn"}}, {Leads: []string{"probes"}}}, nil
+	})
 	families, err := m.reg.Gather()
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range families {
+		if want, ok := map[string]float64{"smtpbridge_nodes_living": 2, "smtpbridge_nodes_delivering": 1, "smtpbridge_node_leads": 1}[f.GetName()]; ok {
+			if got := f.GetMetric(); len(got) != 1 || got[0].GetGauge().GetValue() != want {
+				t.Errorf("%s is %v, want %v", f.GetName(), got, want)
+			}
+		}
 	}
 	known, labels := map[string]bool{}, map[string]bool{"le": true, "job": true, "instance": true, "severity": true}
 	for _, f := range families {
@@ -277,7 +287,7 @@ func TestMetricsInDocs(t *testing.T) {
 	}
 	// Labels are few: names from the configuration and our own words.
 	for l := range labels {
-		if !slices.Contains([]string{"le", "job", "instance", "severity", "listener", "reason", "account", "result", "status", "kind", "sink", "alarm", "version", "state", "quantile"}, l) {
+		if !slices.Contains([]string{"le", "job", "instance", "severity", "listener", "reason", "account", "result", "status", "kind", "sink", "alarm", "version", "state", "work", "quantile"}, l) {
 			t.Errorf("label %q", l)
 		}
 	}

@@ -318,6 +318,15 @@ func (s *Service) Accounts(ctx context.Context) ([]Account, error) {
 	return out, nil
 }
 
+// Nodes implements API.
+func (s *Service) Nodes(ctx context.Context) ([]store.Node, error) {
+	nodes, err := s.Store.Nodes(ctx)
+	if nodes == nil {
+		nodes = []store.Node{}
+	}
+	return nodes, err
+}
+
 // SetAccount implements API.
 func (s *Service) SetAccount(ctx context.Context, name string, pause bool, reason string) error {
 	if s.Accts == nil {

@@ -26,14 +26,14 @@ const (
 
 // Node is a bridge that shares a PostgreSQL store.
 type Node struct {
-	Name     string    `json:"node"`
+	Name     string    `json:"name"`
 	Version  string    `json:"version"`
 	Roles    []string  `json:"roles"`
-	Started  time.Time `json:"started"`
-	Leads    []string  `json:"leads,omitempty"` // what only one node does at a time
-	Self     bool      `json:"self,omitempty"`
+	Since    time.Time `json:"since"`
+	Leads    []string  `json:"leads"` // what only one node does at a time
+	Self     bool      `json:"self"`  // the one that was asked
+	Delivers bool      `json:"-"`
 	instance string
-	delivers bool
 }
 
 // Membership is what a node tells the others of itself.
@@ -331,21 +331,21 @@ func (t *tx) fenced(ctx context.Context, name string) error {
 	return nil
 }
 
-// Nodes lists the living nodes that share the store; with SQLite none.
+// Nodes lists the living nodes that share the store; with SQLite nil.
 func (s *Store) Nodes(ctx context.Context) ([]Node, error) {
 	if !s.d.shared {
 		return nil, nil
 	}
-	var out []Node
+	out := []Node{}
 	at0 := map[string]int{}
 	err := s.view(ctx, func(ctx context.Context, t *tx) error {
 		err := t.each(ctx, "SELECT instance, node, version, roles, delivers, started FROM nodes WHERE seen > "+pgNow+" - ? ORDER BY node, instance",
 			[]any{s.gone().Microseconds()}, func(scan func(...any) error) error {
-				var n Node
+				n := Node{Leads: []string{}}
 				var roles string
 				var delivers, started int64
 				err := scan(&n.instance, &n.Name, &n.Version, &roles, &delivers, &started)
-				n.Roles, n.Started, n.delivers, n.Self = strings.Split(roles, ","), at(started), delivers == 1, n.instance == s.member.instance
+				n.Roles, n.Since, n.Delivers, n.Self = strings.Split(roles, ","), at(started), delivers == 1, n.instance == s.member.instance
 				at0[n.instance] = len(out)
 				out = append(out, n)
 				return err

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -119,6 +120,21 @@ func (b *bridge) adminClient() *http.Client {
 			return d.DialContext(ctx, "unix", filepath.Join(b.dir, "admin.sock"))
 		},
 	}}
+}
+
+// metrics is what Prometheus reads.
+func (b *bridge) metrics() string {
+	b.t.Helper()
+	resp, err := b.adminClient().Get("http://bridge/metrics")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		b.t.Fatalf("metrics: status %d, %v", resp.StatusCode, err)
+	}
+	return string(text)
 }
 
 // kill ends the bridge as a power cut of the process would.

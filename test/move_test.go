@@ -2,6 +2,7 @@ package test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +64,15 @@ func TestRoles(t *testing.T) {
 	edge := f.add(f.forward(), "--roles", "smtp")
 	sender := f.add(f.forward(), "--roles", "deliver")
 	teller := f.add(f.forward(), "--roles", "webhook,sink")
+	holds := func(what string, text func() string, want ...string) {
+		t.Helper()
+		until(t, 20*time.Second, fmt.Sprintf("%s has %q", what, want), func() bool {
+			got := text()
+			return !slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(got, w) })
+		})
+	}
+	holds("node list", func() string { return edge.run("node", "list") }, " (this one)  ", "  smtp\n", "  deliver  ", "  webhook,sink  ", "catch-up, forward:", "alarms")
+	holds("the metrics", teller.metrics, "\nsmtpbridge_nodes_living 3\n", "\nsmtpbridge_nodes_delivering 1\n", "\nsmtpbridge_node_leads{work=\"forward:")
 	edge.run("account", "pause", "mp")
 	until(t, 30*time.Second, "the pause counts for the node that sends", func() bool { return strings.Contains(sender.run("account", "list"), "stopped") })
 	l := &load{t: t, want: 40, from: []string{"mp.example.com", "sp.example.com"}}

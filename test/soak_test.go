@@ -1,7 +1,6 @@
 package test
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"flag"
@@ -217,13 +216,8 @@ func soakLook(t *testing.T, b *bridge, pid int, dir string, at time.Duration) so
 	if fi, err := os.Stat(filepath.Join(dir, "smtpbridge.db")); err == nil {
 		p.database = float64(fi.Size()) / (1 << 20)
 	}
-	resp, err := b.adminClient().Get("http://bridge/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	for sc := bufio.NewScanner(resp.Body); sc.Scan(); {
-		name, value, _ := strings.Cut(sc.Text(), " ")
+	for line := range strings.Lines(b.metrics()) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 		v, _ := strconv.ParseFloat(value, 64)
 		switch {
 		case name == "go_goroutines":

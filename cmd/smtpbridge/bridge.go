@@ -116,6 +116,9 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if b.logOut != nil {
 		b.metrics.WatchLog(b.logOut.Dropped)
 	}
+	if shared(cfg) {
+		b.metrics.WatchNodes(b.store.Nodes)
+	}
 	b.makeAlarms()
 	b.counter = &admin.Counter{Store: b.store, Log: b.log, Now: time.Now}
 	b.makeCatchUp(cfg)

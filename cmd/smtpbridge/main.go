@@ -87,7 +87,7 @@ bridge.toml.example, run "smtpbridge check" and "smtpbridge serve".`,
 	root.AddCommand(
 		demoCommand(), checkCommand(), serveCommand(), hashPasswordCommand(), webhookCommand(),
 		sendCommand(), sendmailCommand(), explainCommand(), parseCommand(),
-		queueCommand(), traceCommand(), eventsCommand(), accountCommand(), suppressionCommand(),
+		queueCommand(), traceCommand(), eventsCommand(), accountCommand(), nodeCommand(), suppressionCommand(),
 		storeCommand(), eraseCommand(),
 		versionCommand(),
 	)

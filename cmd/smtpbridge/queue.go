@@ -40,11 +40,11 @@ func operator(ctx context.Context, configFile string) (*console, error) {
 	if errors.Is(dialErr, os.ErrPermission) {
 		return nil, fmt.Errorf("the admin socket %s may not be opened by this user: %w", cfg.Admin.Socket, dialErr)
 	}
-	st, err := store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, ReadOnly: true})
+	st, err := store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, Lease: cfg.Store.Lease.D(), ReadOnly: true})
 	if err != nil {
 		return nil, fmt.Errorf("no bridge answers at %s, and its store cannot be opened: %w", cfg.Admin.Socket, err)
 	}
-	fmt.Fprintln(os.Stderr, "note: no bridge is running; this is what its store says")
+	fmt.Fprintf(os.Stderr, "note: no bridge answers at %s; this is what its store says\n", cfg.Admin.Socket)
 	return &console{&admin.Service{Store: st, Version: buildVersion(), Now: time.Now}, cfg, func() { st.Close() }}, nil
 }
 
