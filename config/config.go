@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 
 	"github.com/BurntSushi/toml"
 
@@ -319,7 +320,7 @@ func Load(file string, providers []string) (*Config, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("%s does not exist: copy bridge.toml.example there, or name another file with -c", file)
 		}
-		return nil, fmt.Errorf("read the configuration: %w", err)
+		return nil, Problems{{File: file, Text: unusable(file, err)}}
 	}
 	return Parse(file, string(b), providers)
 }
@@ -333,7 +334,7 @@ func Parse(file, text string, providers []string) (*Config, error) {
 	if _, err := toml.Decode(text, &root); err != nil {
 		var perr toml.ParseError
 		if errors.As(err, &perr) {
-			return nil, Problems{{File: file, Line: perr.Position.Line, Text: "not valid TOML: " + perr.Message}}
+			return nil, Problems{{File: file, Line: perr.Position.Line, Text: "not valid TOML: " + perr.Message + tomlHint(perr.Message)}}
 		}
 		return nil, Problems{{File: file, Text: "not valid TOML: " + err.Error()}}
 	}
@@ -346,6 +347,7 @@ func Parse(file, text string, providers []string) (*Config, error) {
 		c.Admin.Socket = filepath.Join(c.DataDir, "admin.sock")
 	}
 	c.validate(root, providers)
+	slices.SortStableFunc(p.list, func(a, b Problem) int { return a.Line - b.Line })
 	var errs Problems
 	for _, pr := range p.list {
 		if pr.Warning {
@@ -386,8 +388,11 @@ func (a *Account) DecodeOptions(v any) error {
 
 // Problem makes a Problem of the account's block, for errors found when its provider is made.
 func (a *Account) Problem(key string, err error) Problem {
-	path := join(fmt.Sprintf("account[%d]", a.index), key)
-	return Problem{File: a.cfg.File, Line: a.cfg.problems.line(path), Key: path, Text: err.Error()}
+	path := fmt.Sprintf("account[%d]", a.index)
+	if key != "" {
+		path = join(path, key)
+	}
+	return a.cfg.Problem(path, err)
 }
 
 // Problem makes a Problem of a key, for errors found when its value is used.

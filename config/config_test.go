@@ -108,6 +108,69 @@ func TestSecretForms(t *testing.T) {
 	}
 }
 
+// What does nothing is told, and stops nothing.
+func TestUnused(t *testing.T) {
+	for _, tt := range []struct {
+		name, text string
+		want       []string
+	}{
+		{"an account no route names", `[[account]]
+name = "other"
+provider = "sandbox"
+`, []string{`b.toml:10: warning: account[1].name: no [[route]], [[inbound]] or [dsn] names "other"`}},
+		{"an account for DSN mail", `[[account]]
+name = "local"
+provider = "sandbox"
+[dsn]
+account = "local"
+`, nil},
+		{"a route behind one for its domain", `[[route]]
+senders = ["ada@example.com", "*@example.com"]
+accounts = ["main"]
+[[route]]
+senders = ["*"]
+accounts = ["main"]
+[[route]]
+senders = ["example.net"]
+recipients = ["example.org"]
+accounts = ["main"]
+`, []string{`b.toml:10: warning: route[1].senders: route "route1" above takes all of this mail`, `b.toml:16: warning: route[3].senders: route "route3" above takes all of this mail`}},
+		{"routes that differ", `[[route]]
+senders = ["*.example.com", "example.com.example.org", "ada@example.net"]
+accounts = ["main"]
+[[route]]
+senders = ["example.net"]
+listeners = ["listener1"]
+accounts = ["main"]
+[[route]]
+senders = ["*"]
+accounts = ["main"]
+`, nil},
+		{"subdomains of subdomains", `[[route]]
+senders = ["*.example.net"]
+accounts = ["main"]
+[[route]]
+senders = ["*.b.example.net", "ada@c.example.net"]
+accounts = ["main"]
+`, []string{`b.toml:13: warning: route[2].senders: route "route2" above`}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := Parse("b.toml", "[[listener]]\naddress = \"127.0.0.1:0\"\n[[account]]\nname = \"main\"\nprovider = \"sandbox\"\n[[route]]\nsenders = [\"example.com\"]\naccounts = [\"main\"]\n"+tt.text, known)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(c.Warnings) != len(tt.want) {
+				t.Fatalf("got %v, want %d", c.Warnings, len(tt.want))
+			}
+			for i, w := range tt.want {
+				if !strings.HasPrefix(c.Warnings[i].String(), w) {
+					t.Errorf("got %v, want %s", c.Warnings[i], w)
+				}
+			}
+		})
+	}
+}
+
 func TestWebhookSecretsRotate(t *testing.T) {
 	text := "[[listener]]\naddress = \"127.0.0.1:0\"\n[[account]]\nname = \"a\"\nprovider = \"sandbox\"\nwebhook_secret = [\"new\", \"old\"]\n[[route]]\nsenders = [\"*\"]\naccounts = [\"a\"]\n"
 	c, err := Parse("b.toml", text, known)

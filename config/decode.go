@@ -3,7 +3,9 @@ package config
 import (
 	"encoding"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -20,7 +22,7 @@ var textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 func (d *decoder) table(path string, v any, dst reflect.Value) {
 	m, ok := v.(map[string]any)
 	if !ok {
-		d.problems.add(path, "must be a table ([%s])", path)
+		d.problems.unreadable(path, "must be a table ([%s])", path)
 		return
 	}
 	fields := map[string]reflect.Value{}
@@ -37,7 +39,10 @@ func (d *decoder) table(path string, v any, dst reflect.Value) {
 			if hint == "" {
 				hint = nearest(k, fields)
 			}
-			d.problems.add(join(path, k), "unknown key%s", hint)
+			d.problems.unreadable(join(path, k), "unknown key%s", hint)
+			if meant := closest(k, fields); meant != "" {
+				d.problems.wrong = append(d.problems.wrong, join(path, meant))
+			}
 			continue
 		}
 		d.value(join(path, k), m[k], f)
@@ -68,18 +73,18 @@ func (d *decoder) value(path string, v any, dst reflect.Value) {
 		if m, ok := v.(map[string]any); ok {
 			dst.Set(reflect.ValueOf(Table(m)))
 		} else {
-			d.problems.add(path, "must be a table")
+			d.problems.unreadable(path, "must be a table")
 		}
 		return
 	}
 	if dst.CanAddr() && dst.Addr().Type().Implements(textUnmarshaler) {
 		s, ok := v.(string)
 		if !ok {
-			d.problems.add(path, "must be a text in quotes, not %s", typeName(v))
+			d.problems.unreadable(path, "must be a text in quotes, not %s", typeName(v))
 			return
 		}
 		if err := dst.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(s)); err != nil {
-			d.problems.add(path, "%v", err)
+			d.problems.unreadable(path, "%v", err)
 		}
 		return
 	}
@@ -96,19 +101,19 @@ func (d *decoder) value(path string, v any, dst reflect.Value) {
 		if s, ok := v.(string); ok {
 			dst.SetString(s)
 		} else {
-			d.problems.add(path, "must be a text in quotes, not %s", typeName(v))
+			d.problems.unreadable(path, "must be a text in quotes, not %s", typeName(v))
 		}
 	case reflect.Bool:
 		if b, ok := v.(bool); ok {
 			dst.SetBool(b)
 		} else {
-			d.problems.add(path, "must be true or false, not %s", typeName(v))
+			d.problems.unreadable(path, "must be true or false, not %s", typeName(v))
 		}
 	case reflect.Int, reflect.Int64:
 		if n, ok := v.(int64); ok {
 			dst.SetInt(n)
 		} else {
-			d.problems.add(path, "must be a whole number without quotes, not %s", typeName(v))
+			d.problems.unreadable(path, "must be a whole number without quotes, not %s", typeName(v))
 		}
 	case reflect.Float64:
 		switch n := v.(type) {
@@ -117,7 +122,7 @@ func (d *decoder) value(path string, v any, dst reflect.Value) {
 		case int64:
 			dst.SetFloat(float64(n))
 		default:
-			d.problems.add(path, "must be a number without quotes, not %s", typeName(v))
+			d.problems.unreadable(path, "must be a number without quotes, not %s", typeName(v))
 		}
 	case reflect.Struct:
 		d.table(path, v, dst)
@@ -126,7 +131,7 @@ func (d *decoder) value(path string, v any, dst reflect.Value) {
 	case reflect.Map:
 		m, ok := v.(map[string]any)
 		if !ok {
-			d.problems.add(path, "must be a table of key = value lines")
+			d.problems.unreadable(path, "must be a table of key = value lines")
 			return
 		}
 		out := reflect.MakeMap(dst.Type())
@@ -145,12 +150,12 @@ func (d *decoder) value(path string, v any, dst reflect.Value) {
 func (d *decoder) duration(path string, v any, dst reflect.Value) {
 	s, ok := v.(string)
 	if !ok {
-		d.problems.add(path, "must be a duration in quotes, such as \"30s\", not %s", typeName(v))
+		d.problems.unreadable(path, "must be a duration in quotes, such as \"30s\", not %s", typeName(v))
 		return
 	}
 	n, err := ParseDuration(s)
 	if err != nil {
-		d.problems.add(path, "%v", err)
+		d.problems.unreadable(path, "%v", err)
 		return
 	}
 	dst.SetInt(int64(n))
@@ -167,15 +172,15 @@ func (d *decoder) slice(path string, v any, dst reflect.Value) {
 		}
 	case string:
 		if dst.Type() != reflect.TypeFor[OneOrMore]() {
-			d.problems.add(path, "must be a list: [%q]", l)
+			d.problems.unreadable(path, "must be a list: [%q]", l)
 			return
 		}
 		items = []any{l}
 	default:
 		if dst.Type().Elem().Kind() == reflect.Struct {
-			d.problems.add(path, "must be a list of tables: write [[%s]] with two brackets", path)
+			d.problems.unreadable(path, "must be a list of tables: write [[%s]] with two brackets", path)
 		} else {
-			d.problems.add(path, "must be a list in brackets, not %s", typeName(v))
+			d.problems.unreadable(path, "must be a list in brackets, not %s", typeName(v))
 		}
 		return
 	}
@@ -213,24 +218,28 @@ func join(path, key string) string {
 
 // nearest names the known key that a misspelt one most resembles.
 func nearest[T any](key string, known map[string]T) string {
-	best, dist := "", len(key)/3+2
-	names := make([]string, 0, len(known))
-	for k := range known {
-		names = append(names, k)
-	}
-	sort.Strings(names)
-	for _, k := range names {
-		if n := distance(key, k); n < dist {
-			best, dist = k, n
-		}
-	}
-	if best != "" {
+	if best := closest(key, known); best != "" {
 		return fmt.Sprintf(": did you mean %q?", best)
+	}
+	names := slices.Sorted(maps.Keys(known))
+	if len(names) == 0 {
+		return ": there is none at all"
 	}
 	if len(names) <= 12 {
 		return "; known here: " + strings.Join(names, ", ")
 	}
 	return "; see bridge.toml.example for all settings"
+}
+
+// closest is the known key that a misspelt one most resembles, "" when none does. Case does not count.
+func closest[T any](key string, known map[string]T) string {
+	best, dist := "", len(key)/3+2
+	for _, k := range slices.Sorted(maps.Keys(known)) {
+		if n := distance(strings.ToLower(key), strings.ToLower(k)); n < dist {
+			best, dist = k, n
+		}
+	}
+	return best
 }
 
 // distance is the Levenshtein distance of two short keys.

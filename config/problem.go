@@ -46,21 +46,39 @@ type problems struct {
 	file  string
 	lines map[string]int
 	list  []Problem
+	wrong []string // keys whose values could not be read, or that were misspelt: nothing more is said about them
+}
+
+// unreadable adds a problem that leaves a key without its value: that it is missing too is no news.
+func (p *problems) unreadable(key, format string, args ...any) {
+	p.add(key, format, args...)
+	p.wrong = append(p.wrong, key)
 }
 
 func (p *problems) add(key, format string, args ...any) {
+	for _, w := range p.wrong {
+		if w == key || strings.HasPrefix(w, key+"[") {
+			return
+		}
+	}
 	p.list = append(p.list, Problem{File: p.file, Line: p.line(key), Key: key, Text: fmt.Sprintf(format, args...)})
 }
 
 func (p *problems) warn(key, format string, args ...any) {
+	n := len(p.list)
 	p.add(key, format, args...)
-	p.list[len(p.list)-1].Warning = true
+	for i := range p.list[n:] {
+		p.list[n+i].Warning = true
+	}
 }
 
 // line finds the line of a key, or of the nearest table around it.
 func (p *problems) line(key string) int {
 	for key != "" {
 		if n, ok := p.lines[key]; ok {
+			return n
+		}
+		if n, ok := p.lines[key+"[0]"]; ok {
 			return n
 		}
 		i := strings.LastIndexAny(key, ".[")

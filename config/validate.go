@@ -35,6 +35,8 @@ func (c *Config) validate(root map[string]any, providers []string) {
 	}
 	if u := c.Store.URL; u != "" && !strings.HasPrefix(u, "postgres://") && !strings.HasPrefix(u, "postgresql://") {
 		p.add("store.url", "must be empty (SQLite in data_dir) or start with postgres://")
+	} else if _, err := url.Parse(u); err != nil { // the error repeats the password
+		p.add("store.url", "cannot be read: write postgres://USER:PASSWORD@HOST:PORT/DATABASE, with %%XX in place of special characters of the password")
 	}
 	switch l := c.Store.Lease.D(); {
 	case l < second:
@@ -307,7 +309,7 @@ func (c *Config) validateRoutes() {
 				p.add(key("redirect_all_to"), "%q is not an address", t)
 			}
 		}
-		if len(r.Recipients)+len(r.Listeners)+len(r.Users)+len(r.Headers) == 0 {
+		if r.unconditional() {
 			for _, s := range r.Senders {
 				s = strings.ToLower(s)
 				if first, ok := plain[s]; ok {
@@ -357,7 +359,7 @@ func (c *Config) validateRest(root map[string]any) {
 	if c.HTTP.CAFile != "" {
 		c.HTTP.CAFile = c.Path(c.HTTP.CAFile)
 		if _, err := os.Stat(c.HTTP.CAFile); err != nil {
-			p.add("http.ca_file", "%v", err)
+			p.add("http.ca_file", "%s", unusable(c.HTTP.CAFile, err))
 		}
 	}
 	c.Admin.Socket = c.Path(c.Admin.Socket)
@@ -381,6 +383,9 @@ func (c *Config) validateRest(root map[string]any) {
 		p.add("suppression.at_rcpt", "needs enabled = true")
 	}
 	c.validateInbound()
+	if len(p.wrong) == 0 { // else the file does not say all it was meant to
+		c.warnUnused()
+	}
 }
 
 // maxWait leaves a client that waits for its reply to the end of the message the 10 minutes of
@@ -456,14 +461,21 @@ func (c *Config) keyPair(certKey, keyKey string, cert, key *string) {
 		}
 		*f.path = c.Path(*f.path)
 		if _, err := os.ReadFile(*f.path); err != nil {
-			c.problems.add(f.key, "%v", err)
+			c.problems.add(f.key, "%s", unusable(*f.path, err))
 			readable = false
 		}
 	}
-	if readable {
-		if _, err := tls.LoadX509KeyPair(*cert, *key); err != nil {
-			c.problems.add(certKey, "%v", err)
-		}
+	if !readable {
+		return
+	}
+	pair, err := tls.LoadX509KeyPair(*cert, *key)
+	switch {
+	case err != nil && strings.Contains(err.Error(), "does not match"):
+		c.problems.add(certKey, "%s and %s do not belong together: the key is that of another certificate", *cert, *key)
+	case err != nil:
+		c.problems.add(certKey, "%s", strings.TrimPrefix(err.Error(), "tls: "))
+	case time.Now().After(pair.Leaf.NotAfter):
+		c.problems.warn(certKey, "%s expired on %s: clients that check it will not send", *cert, pair.Leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
 }
 
@@ -522,7 +534,7 @@ func (c *Config) secrets(key string, values, files, envs []string) []secret.Stri
 	for _, f := range files {
 		s, err := c.secretFile(key+"_file", f)
 		if err != nil {
-			c.problems.add(key+"_file", "%v", err)
+			c.problems.add(key+"_file", "%s", unusable(c.Path(f), err))
 			continue
 		}
 		out = append(out, s)
