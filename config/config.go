@@ -40,6 +40,7 @@ type Config struct {
 	Inbound     []Inbound           `toml:"inbound"`
 	HTTP        HTTP                `toml:"http"`
 	Admin       Admin               `toml:"admin"`
+	ACME        ACME                `toml:"acme"`
 	Log         Log                 `toml:"log"`
 
 	Warnings []Problem `toml:"-"`
@@ -54,33 +55,34 @@ type Store struct {
 
 // Listener is one [[listener]].
 type Listener struct {
-	Name                string   `toml:"name"`
-	Address             string   `toml:"address"`
-	Protocol            string   `toml:"protocol"` // smtp | lmtp
-	TLS                 string   `toml:"tls"`      // off | starttls | implicit
-	MinTLS              string   `toml:"min_tls"`
-	CertFile            string   `toml:"cert_file"`
-	KeyFile             string   `toml:"key_file"`
-	Auth                string   `toml:"auth"` // off | optional | required
-	Allow               []string `toml:"allow"`
-	Accept              string   `toml:"accept"` // queue | wait
-	WaitTimeout         Duration `toml:"wait_timeout"`
-	AppendDomain        string   `toml:"append_domain"`
-	MaxMessageSize      Size     `toml:"max_message_size"`
-	MaxRecipients       int      `toml:"max_recipients"`
-	MaxConnections      int      `toml:"max_connections"`
-	MaxConnectionsPerIP int      `toml:"max_connections_per_ip"`
-	MaxLine             Size     `toml:"max_line"`
-	IdleTimeout         Duration `toml:"idle_timeout"`
-	DataTimeout         Duration `toml:"data_timeout"`
-	DataTotal           Duration `toml:"data_total"`
-	WriteTimeout        Duration `toml:"write_timeout"`
-	BareNewlines        string   `toml:"bare_newlines"` // normalize | reject
-	Dialects            []string `toml:"dialects"`
-	Permissions         []string `toml:"permissions"`
-	BadOptions          string   `toml:"bad_options"`           // warn | reject
-	SocketMode          string   `toml:"socket_mode"`           // of a unix socket, octal
-	MaxMessagesPerHour  int      `toml:"max_messages_per_hour"` // 0 = no limit
+	Name                string    `toml:"name"`
+	Address             string    `toml:"address"`
+	Protocol            string    `toml:"protocol"` // smtp | lmtp
+	TLS                 string    `toml:"tls"`      // off | starttls | implicit
+	MinTLS              string    `toml:"min_tls"`
+	CertFile            string    `toml:"cert_file"`
+	KeyFile             string    `toml:"key_file"`
+	ACME                OneOrMore `toml:"acme"`
+	Auth                string    `toml:"auth"` // off | optional | required
+	Allow               []string  `toml:"allow"`
+	Accept              string    `toml:"accept"` // queue | wait
+	WaitTimeout         Duration  `toml:"wait_timeout"`
+	AppendDomain        string    `toml:"append_domain"`
+	MaxMessageSize      Size      `toml:"max_message_size"`
+	MaxRecipients       int       `toml:"max_recipients"`
+	MaxConnections      int       `toml:"max_connections"`
+	MaxConnectionsPerIP int       `toml:"max_connections_per_ip"`
+	MaxLine             Size      `toml:"max_line"`
+	IdleTimeout         Duration  `toml:"idle_timeout"`
+	DataTimeout         Duration  `toml:"data_timeout"`
+	DataTotal           Duration  `toml:"data_total"`
+	WriteTimeout        Duration  `toml:"write_timeout"`
+	BareNewlines        string    `toml:"bare_newlines"` // normalize | reject
+	Dialects            []string  `toml:"dialects"`
+	Permissions         []string  `toml:"permissions"`
+	BadOptions          string    `toml:"bad_options"`           // warn | reject
+	SocketMode          string    `toml:"socket_mode"`           // of a unix socket, octal
+	MaxMessagesPerHour  int       `toml:"max_messages_per_hour"` // 0 = no limit
 }
 
 // User is one [[user]].
@@ -238,14 +240,15 @@ type HTTP struct {
 
 // Admin is the [admin] table.
 type Admin struct {
-	Socket       string   `toml:"socket"`
-	SocketMode   string   `toml:"socket_mode"`
-	Address      string   `toml:"address"`
-	PasswordHash string   `toml:"password_hash"`
-	CertFile     string   `toml:"cert_file"`
-	KeyFile      string   `toml:"key_file"`
-	Hosts        []string `toml:"hosts"`
-	Preview      bool     `toml:"preview"`
+	Socket       string    `toml:"socket"`
+	SocketMode   string    `toml:"socket_mode"`
+	Address      string    `toml:"address"`
+	PasswordHash string    `toml:"password_hash"`
+	CertFile     string    `toml:"cert_file"`
+	KeyFile      string    `toml:"key_file"`
+	ACME         OneOrMore `toml:"acme"`
+	Hosts        []string  `toml:"hosts"`
+	Preview      bool      `toml:"preview"`
 }
 
 // Log is the [log] table.
@@ -272,6 +275,7 @@ func defaults() *Config {
 		Webhook:     Webhook{Address: "127.0.0.1:8025", Tolerance: Duration(5 * minute)},
 		DSN:         DSN{On: []string{"failed"}, DelayAfter: Duration(4 * hour), MaxPerHour: 1000},
 		Admin:       Admin{SocketMode: "0660", Preview: true},
+		ACME:        ACME{Directory: LetsEncrypt},
 		Log:         Log{Level: "info", Format: "text", Addresses: true},
 		Suppression: Suppression{KeepBounces: days(180)},
 		CatchUp:     CatchUp{Enabled: true, After: days(1), Silence: Duration(hour)},
@@ -280,7 +284,7 @@ func defaults() *Config {
 
 func (l *Listener) setDefaults() {
 	def(&l.Protocol, "smtp")
-	if l.CertFile != "" {
+	if l.CertFile != "" || len(l.ACME) > 0 {
 		def(&l.TLS, "starttls")
 	}
 	def(&l.TLS, "off")

@@ -211,11 +211,3 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
-
-// A key that other programs have says what to do here.
-func TestHintForAcme(t *testing.T) {
-	_, err := Parse("b.toml", "[[listener]]\naddress = \"127.0.0.1:0\"\nacme = true\n", nil)
-	if err == nil || !strings.Contains(err.Error(), "b.toml:3: listener[0].acme: unknown key; certificates are not fetched here: let certbot") {
-		t.Errorf("got %v", err)
-	}
-}

@@ -35,11 +35,7 @@ func (d *decoder) table(path string, v any, dst reflect.Value) {
 	for _, k := range keys {
 		f, ok := fields[k]
 		if !ok {
-			hint := hints[k]
-			if hint == "" {
-				hint = nearest(k, fields)
-			}
-			d.problems.unreadable(join(path, k), "unknown key%s", hint)
+			d.problems.unreadable(join(path, k), "unknown key%s", nearest(k, fields))
 			if meant := closest(k, fields); meant != "" {
 				d.problems.wrong = append(d.problems.wrong, join(path, meant))
 			}
@@ -47,11 +43,6 @@ func (d *decoder) table(path string, v any, dst reflect.Value) {
 		}
 		d.value(join(path, k), m[k], f)
 	}
-}
-
-// hints tell what to do instead of what people look for.
-var hints = map[string]string{
-	"acme": "; certificates are not fetched here: let certbot or another ACME client do that and name its files in cert_file and key_file, which are used again a second after they changed",
 }
 
 func collect(dst reflect.Value, into map[string]reflect.Value) {

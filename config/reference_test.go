@@ -65,6 +65,9 @@ var meanings = map[string]string{
 	"admin.password_hash":             "password of the HTTP address (`smtpbridge hash-password`)",
 	"admin.cert_file":                 "certificate of the HTTP address",
 	"admin.key_file":                  "its private key",
+	"admin.acme":                      "in place of cert_file and key_file: names whose certificates come from a CA, see [acme]",
+	"acme.ca_file":                    "further root certificates for calls to the CA",
+	"acme.directory":                  "URL of the CA's directory; the default is Let's Encrypt",
 	"admin.hosts":                     "host names under which the HTTP address is called",
 	"admin.preview":                   "whether bodies of mails may be looked at",
 	"suppression.enabled":             "addresses that do not exist and people who complained receive no more mail",
@@ -76,7 +79,7 @@ var meanings = map[string]string{
 
 // defaultWords are defaults that are no constants.
 var defaultWords = map[string]string{
-	"hostname": "this host's name", "admin.socket": "`admin.sock` in data_dir", "listener.max_line": "max_message_size", "listener.tls": "off; starttls with a cert_file",
+	"hostname": "this host's name", "admin.socket": "`admin.sock` in data_dir", "listener.max_line": "max_message_size", "listener.tls": "off; starttls with a certificate",
 	"listener.allow": `["127.0.0.0/8", "::1"]`, "account.max_concurrent": "the provider's", "account.max_per_second": "the provider's", "route.expire": "delivery.expire",
 	"account.tracking": `"account"`, "account.split_recipients": `"never"`, "route.on_loss": `"send"`,
 }

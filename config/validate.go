@@ -90,11 +90,11 @@ func (c *Config) validateListeners() {
 		c.oneOf(key("auth"), l.Auth, "off", "optional", "required")
 		c.oneOf(key("accept"), l.Accept, "queue", "wait")
 		c.oneOf(key("bare_newlines"), l.BareNewlines, "normalize", "reject")
-		if l.TLS == "off" && (l.CertFile != "" || l.KeyFile != "") {
-			p.add(key("tls"), "is \"off\" but a certificate is given: write \"starttls\" or \"implicit\", or remove cert_file and key_file")
+		if l.TLS == "off" && (l.CertFile != "" || l.KeyFile != "" || len(l.ACME) > 0) {
+			p.add(key("tls"), "is \"off\" but a certificate is given: write \"starttls\" or \"implicit\", or remove cert_file, key_file and acme")
 		}
 		if l.TLS == "starttls" || l.TLS == "implicit" {
-			c.keyPair(key("cert_file"), key("key_file"), &l.CertFile, &l.KeyFile)
+			c.certificate(fmt.Sprintf("listener[%d]", i), &l.CertFile, &l.KeyFile, l.ACME)
 		}
 		c.validateWait(i, l)
 		c.validateLMTP(i, l)
@@ -364,13 +364,15 @@ func (c *Config) validateRest(root map[string]any) {
 	}
 	c.Admin.Socket = c.Path(c.Admin.Socket)
 	if c.Admin.Address != "" && c.hostPort("admin.address", c.Admin.Address) {
-		if c.Admin.PasswordHash == "" || c.Admin.CertFile == "" {
-			p.add("admin.address", "%s is reachable from other machines: it needs cert_file, key_file and password_hash", c.Admin.Address)
+		if c.Admin.PasswordHash == "" || c.Admin.CertFile == "" && len(c.Admin.ACME) == 0 {
+			p.add("admin.address", "%s is reachable from other machines: it needs cert_file and key_file, or acme, and password_hash", c.Admin.Address)
 		}
 	}
-	if c.Admin.CertFile != "" || c.Admin.KeyFile != "" {
-		c.keyPair("admin.cert_file", "admin.key_file", &c.Admin.CertFile, &c.Admin.KeyFile)
+	if c.Admin.CertFile != "" || c.Admin.KeyFile != "" || len(c.Admin.ACME) > 0 {
+		c.certificate("admin", &c.Admin.CertFile, &c.Admin.KeyFile, c.Admin.ACME)
 	}
+	_, given := root["acme"]
+	c.validateACME(given)
 	c.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	c.oneOf("log.format", c.Log.Format, "text", "json")
 	c.validateDSN(root)
@@ -455,7 +457,7 @@ func (c *Config) keyPair(certKey, keyKey string, cert, key *string) {
 		path *string
 	}{{certKey, cert}, {keyKey, key}} {
 		if *f.path == "" {
-			c.problems.add(f.key, "missing: TLS needs a certificate and its key (PEM files)")
+			c.problems.add(f.key, "missing: TLS needs a certificate and its key (PEM files), or acme = [\"mail.example.com\"]")
 			readable = false
 			continue
 		}

@@ -53,14 +53,30 @@ func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.List
 		return fmt.Errorf("admin.address: %w", err)
 	}
 	b.adminLn = append(b.adminLn, adminSocket{ln, b.guard.Wrap(health, admin.Handler(admin.Discreet(svc, svc.Preview)), dash.Handler())}) // closed with the bridge from here on
-	if cfg.Admin.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(cfg.Admin.CertFile, cfg.Admin.KeyFile)
-		if err != nil {
-			return config.Problems{cfg.Problem("admin.cert_file", err)}
-		}
-		b.adminLn[1].Listener = tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+	tc, err := b.makeAdminTLS(cfg)
+	if err != nil || tc == nil {
+		return err
 	}
+	b.adminTLS.Store(tc)
+	b.adminLn[1].Listener = tls.NewListener(ln, &tls.Config{
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return b.adminTLS.Load(), nil }, // a reload may change it
+	})
 	return nil
+}
+
+// makeAdminTLS makes what the admin address says in handshakes, nil where it has no TLS.
+func (b *Bridge) makeAdminTLS(cfg *config.Config) (*tls.Config, error) {
+	a := cfg.Admin
+	if a.Address == "" || a.CertFile == "" && len(a.ACME) == 0 {
+		return nil, nil
+	}
+	get, err := b.certificate(a.ACME, a.CertFile, a.KeyFile, b.log.With("listener", "admin"))
+	if err != nil {
+		return nil, config.Problems{cfg.Problem("admin.cert_file", err)}
+	}
+	c := serverTLS(get, tls.VersionTLS12)
+	c.NextProtos = []string{"http/1.1"}
+	return c, nil
 }
 
 // AdminAddr is where the dashboard is served, nil when it is not.

@@ -13,12 +13,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"smtpbridge/admin"
 	"smtpbridge/catchup"
 	"smtpbridge/config"
 	"smtpbridge/deliver"
+	"smtpbridge/internal/certs"
 	"smtpbridge/internal/safehttp"
 	"smtpbridge/internal/secret"
 	"smtpbridge/providers"
@@ -56,6 +58,9 @@ type Bridge struct {
 	guard     *admin.Guard
 	catchUp   *catchup.Runner // nil: switched off
 	adminLn   []adminSocket
+	adminTLS  atomic.Pointer[tls.Config] // of the admin address
+	certs     *certs.Keeper
+	acmeLn    net.Listener // for the CA; nil: nothing is asked for
 }
 
 // BridgeOptions are what a Bridge needs beside its configuration.
@@ -137,6 +142,9 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 		return nil, err
 	}
 
+	if err = b.listenACME(cfg, o.Activated); err != nil {
+		return nil, err
+	}
 	sc, err := b.smtpConfig(cfg, o.Activated)
 	if err != nil {
 		return nil, err
@@ -206,8 +214,10 @@ func (b *Bridge) close() {
 	for _, a := range b.adminLn {
 		a.Close()
 	}
-	if b.hookLn != nil {
-		b.hookLn.Close()
+	for _, ln := range []net.Listener{b.hookLn, b.acmeLn} {
+		if ln != nil {
+			ln.Close()
+		}
 	}
 	if b.smtp != nil {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -250,6 +260,10 @@ func (b *Bridge) Run(ctx context.Context, ready func()) error {
 	if b.hooks != nil {
 		edge.start(b.log, "webhook", func(ctx context.Context) error { return b.hooks.Serve(ctx, b.hookLn) })
 		edge.start(b.log, "inbound", b.hooks.Work)
+	}
+	if b.acmeLn != nil {
+		edge.start(b.log, "acme", func(ctx context.Context) error { return serveAdmin(ctx, adminSocket{b.acmeLn, b.certs}) })
+		edge.start(b.log, "certificates", b.certs.Run)
 	}
 	for _, a := range b.adminLn {
 		follow.start(b.log, "admin", func(ctx context.Context) error { return serveAdmin(ctx, a) })
@@ -306,6 +320,14 @@ func (b *Bridge) Reload() error {
 	if err != nil {
 		return err
 	}
+	authority, err := b.sameACMESocket(cfg)
+	if err != nil {
+		return err
+	}
+	adminTLS, err := b.makeAdminTLS(cfg)
+	if err != nil {
+		return err
+	}
 	p, err := makeParts(cfg, b.registry, gen, b.log)
 	if err != nil {
 		return err
@@ -327,6 +349,10 @@ func (b *Bridge) Reload() error {
 	old := b.parts
 	b.intake.now.Store(p)
 	b.parts = p
+	b.certs.Use(authority, b.acmeNames(cfg))
+	if adminTLS != nil {
+		b.adminTLS.Store(adminTLS)
+	}
 	b.guard.Reload(access(cfg))
 	b.runner.Reload(p.planner)
 	old.close()
@@ -413,11 +439,11 @@ func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Liste
 			sl.Allow = append(sl.Allow, p)
 		}
 		if l.TLS != "off" {
-			pair, err := newKeyPair(l.CertFile, l.KeyFile, b.log.With("listener", l.Name), time.Now)
+			get, err := b.certificate(l.ACME, l.CertFile, l.KeyFile, b.log.With("listener", l.Name))
 			if err != nil {
 				return c, config.Problems{cfg.Problem(fmt.Sprintf("listener[%d].cert_file", i), err)}
 			}
-			sl.TLSConfig = pair.serverConfig(tlsVersions[l.MinTLS])
+			sl.TLSConfig = serverTLS(get, tlsVersions[l.MinTLS])
 		}
 		mode, err := socketMode(l.SocketMode)
 		if err != nil {

@@ -43,9 +43,20 @@ func newKeyPair(certFile, keyFile string, log *slog.Logger, now func() time.Time
 	return k, err
 }
 
-// serverConfig is a TLS configuration that always has the newest certificate.
-func (k *keyPair) serverConfig(min uint16) *tls.Config {
-	return &tls.Config{GetCertificate: k.get, MinVersion: min, CipherSuites: cipherSuites(min)}
+// getCertificate finds the certificate of a handshake; see tls.Config.
+type getCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+
+// certificate gives the newest certificate of one place: by ACME, or from its files.
+func (b *Bridge) certificate(names []string, certFile, keyFile string, log *slog.Logger) (getCertificate, error) {
+	if len(names) > 0 {
+		return b.certs.Get(names), nil
+	}
+	pair, err := newKeyPair(certFile, keyFile, log, time.Now)
+	return pair.get, err
+}
+
+func serverTLS(get getCertificate, min uint16) *tls.Config {
+	return &tls.Config{GetCertificate: get, MinVersion: min, CipherSuites: cipherSuites(min)}
 }
 
 func (k *keyPair) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {

@@ -83,7 +83,7 @@ func TestCertificateReload(t *testing.T) {
 	// session makes a handshake and returns the client's end; the server echoes.
 	session := func() *tls.Conn {
 		a, b := net.Pipe()
-		server := tls.Server(a, pair.serverConfig(tls.VersionTLS12))
+		server := tls.Server(a, serverTLS(pair.get, tls.VersionTLS12))
 		go func() {
 			defer server.Close()
 			buf := make([]byte, 10)

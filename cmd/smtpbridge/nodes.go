@@ -160,9 +160,9 @@ func (b *Bridge) eventSinks(cfg *config.Config) ([]sink.Sink, error) {
 
 // ownKeys are settings of one node that change nothing about how a mail is planned.
 var ownKeys = map[string][]string{
-	"":         {"data_dir", "hostname", "store", "admin", "log", "webhook", "http", "catch_up"},
+	"":         {"data_dir", "hostname", "store", "admin", "log", "webhook", "http", "catch_up", "acme"},
 	"events":   {"file"},
-	"listener": {"address", "tls", "min_tls", "cert_file", "key_file", "socket_mode", "allow", "max_connections", "max_connections_per_ip"},
+	"listener": {"address", "tls", "min_tls", "cert_file", "key_file", "acme", "socket_mode", "allow", "max_connections", "max_connections_per_ip"},
 }
 
 // generation is a fingerprint of the settings by which mail is planned: a restart that changes none of them, or another node

@@ -28,6 +28,7 @@ var table = []row{
 	{pkg: "internal/secret"},
 	{pkg: "internal/safehttp"},
 	{pkg: "internal/throttle"},
+	{pkg: "internal/certs"},
 	{pkg: "internal/layers"},
 	{pkg: "internal/pgtest"},
 	{pkg: "envelope"},
