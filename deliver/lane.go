@@ -136,14 +136,14 @@ func (l *lane) step(ctx context.Context) time.Duration {
 	case Probing:
 		return l.probe(ctx)
 	case Paused, Stopped, Throttled:
+		if state == Paused && !until.After(now) {
+			return time.Second // another node probes
+		}
 		if l.gate.leaving(now, l.r.planner.Load().c.FailoverAfter) {
 			l.evacuate(ctx, until)
 		}
 		if state == Stopped {
 			return forever
-		}
-		if state == Paused && !until.After(now) {
-			return time.Second // another node probes
 		}
 		return max(until.Sub(l.r.clock.Now()), time.Millisecond)
 	}
@@ -324,7 +324,8 @@ func (l *lane) evacuate(ctx context.Context, until time.Time) {
 	if until.IsZero() {
 		until = l.r.clock.Now().Add(lastProbe)
 	}
-	for ctx.Err() == nil && l.r.unsaved.Load() == 0 {
+	// After that what was put off is due again: without an end this would go round in circles.
+	for ctx.Err() == nil && l.r.unsaved.Load() == 0 && l.r.clock.Now().Before(until) {
 		claims, err := l.r.q.Claim(ctx, l.name, evacuateBatch)
 		if err != nil {
 			l.storeTrouble(ctx, "claim", err)

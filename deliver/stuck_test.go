@@ -1,0 +1,55 @@
+package deliver
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"smtpbridge/route"
+	"smtpbridge/store"
+)
+
+// pausedBench has an account that is paused for a minute and that another bridge probes. Mail of example.com can go to b
+// instead, the mail of alone.example, n of them, cannot.
+func pausedBench(t *testing.T, n int) (*bench, *faultyQueue) {
+	t.Helper()
+	b := newBench(t, &fake{caps: jsonCaps()}, &fake{caps: jsonCaps()})
+	b.cfg.Routes = table(t, route.Route{Name: "main", Senders: []string{"example.com"}, Accounts: []string{"a", "b"}},
+		route.Route{Name: "alone", Senders: []string{"alone.example"}, Accounts: []string{"a"}})
+	fq := &faultyQueue{}
+	b.queue = func(q Queue) Queue { fq.Queue = q; return fq }
+	b.config = func(c *RunnerConfig) { c.Probes = func() bool { return false } }
+	now := b.now()
+	if err := b.st.SetAccount(context.Background(), store.AccountState{Account: "a", State: Paused, Until: now.Add(time.Minute), Since: now, Alarmed: true}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		b.submitMail(fmt.Sprintf("From: app@alone.example\r\nTo: r@r.example\r\nMessage-ID: <m%d@alone.example>\r\n\r\nbody\r\n", i), "r@r.example")
+	}
+	return b, fq
+}
+
+// TestEvacuationEnds: mail that cannot leave a paused account is put off once, not again and again when the time it was put
+// off to has come while the account is still paused.
+func TestEvacuationEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const mails = evacuateBatch + 6
+		b, fq := pausedBench(t, mails)
+		defer b.close()
+		var settled atomic.Int64
+		fq.set(func(store.Settlement) error {
+			if settled.Add(1) > 5*mails {
+				return errDisk // else the test would never end
+			}
+			return nil
+		})
+		b.start()
+		b.after(3 * time.Minute)
+		if n := settled.Load(); n > 5*mails {
+			t.Errorf("more than %d settlements of %d mails that can go nowhere", n-1, mails)
+		}
+		fq.set(nil)
+	})
+}
