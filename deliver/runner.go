@@ -223,9 +223,12 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.mu.Lock()
 	r.start = nil
 	r.mu.Unlock()
-	loops.Wait()
 	done := make(chan struct{})
-	go func() { r.work.Wait(); close(done) }()
+	go func() {
+		loops.Wait() // they may wait for a result of theirs to be saved
+		r.work.Wait()
+		close(done)
+	}()
 	grace, stop := r.clock.Timer(r.grace)
 	defer stop()
 	select {

@@ -53,3 +53,24 @@ func TestEvacuationEnds(t *testing.T) {
 		fq.set(nil)
 	})
 }
+
+// TestStopWhileLeaving: the end does not wait for mail on its way out of a paused account that cannot be saved.
+func TestStopWhileLeaving(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		b, fq := pausedBench(t, 1)
+		defer b.close()
+		fq.set(func(store.Settlement) error { return errDisk })
+		b.start()
+		b.after(time.Second)
+		stopped := make(chan struct{})
+		go func() { b.stop(); close(stopped) }()
+		b.after(defaultGrace + time.Minute)
+		select {
+		case <-stopped:
+		default:
+			t.Error("Run still waits after its grace")
+			fq.set(nil)
+			<-stopped
+		}
+	})
+}
