@@ -771,7 +771,7 @@ func (w *work) save() {
 		wait = min(wait*2, saveLast)
 		// A result that alone cannot be saved while the store works is a fault of ours in this one
 		// mail: the others go on.
-		if tries == saveBlocks && w.r.q.Ping(ctx) == nil {
+		if blocks && tries >= saveBlocks && w.r.q.Ping(ctx) == nil {
 			unblock()
 		}
 	}

@@ -74,3 +74,45 @@ func TestStopWhileLeaving(t *testing.T) {
 		}
 	})
 }
+
+// silentQueue does not answer pings while it is told so.
+type silentQueue struct {
+	*faultyQueue
+	silent atomic.Bool
+}
+
+func (q *silentQueue) Ping(ctx context.Context) error {
+	if q.silent.Load() {
+		return errDisk
+	}
+	return q.faultyQueue.Ping(ctx)
+}
+
+// TestUnsavableResultAfterAnOutage: one result that can never be saved does not keep all other mail from being sent, also
+// when it was met while nothing at all could be saved.
+func TestUnsavableResultAfterAnOutage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		esp := &fake{caps: jsonCaps()}
+		b := newBench(t, esp)
+		defer b.close()
+		fq := &silentQueue{faultyQueue: &faultyQueue{}}
+		b.queue = func(q Queue) Queue { fq.Queue = q; return fq }
+		b.start()
+		var poison atomic.Pointer[string]
+		fq.set(func(st store.Settlement) error {
+			if id := poison.Load(); id == nil || st.Claim.Mail.Envelope.ID == *id {
+				return errDisk
+			}
+			return nil
+		})
+		fq.silent.Store(true)
+		one := b.submit("r@r.example")
+		b.after(10 * time.Minute)
+		poison.Store(&one)
+		fq.silent.Store(false)
+		two := b.submit("r@r.example")
+		b.after(time.Minute)
+		b.wantStates(two, "r=sent")
+		fq.set(nil)
+	})
+}
