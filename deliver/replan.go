@@ -148,7 +148,7 @@ func (p *Planner) planAgain(d *store.Detail, msg *mime.Message, now time.Time) (
 		g.Rcpts = append(g.Rcpts, n)
 	}
 	direct := map[string][]string{}
-	q := route.Query{From: d.Mail.FromHeader, EnvelopeFrom: env.From, Listener: env.Listener, User: env.AuthUser, Header: msg.Header.Get}
+	q := query(&d.Mail, msg.Header)
 	for _, rc := range d.Rcpts {
 		if rc.State.Final() || busy[rc.N] {
 			continue
@@ -182,10 +182,8 @@ func (p *Planner) planAgain(d *store.Detail, msg *mime.Message, now time.Time) (
 			continue
 		}
 		q.Rcpt = rc.Addr
-		rt, ok := p.c.Routes.Lookup(q)
-		// A staging route that came later must not let a real recipient through; only its own may go.
-		if !ok || len(rt.RedirectAllTo) > 0 && !containsAddr(rt.RedirectAllTo, rc.Addr) ||
-			len(rt.AllowRecipients) > 0 && !envelope.MatchAny(rt.AllowRecipients, rc.Addr) {
+		rt, ok := p.routeNow(q)
+		if !ok {
 			homeless = append(homeless, rc.N)
 			continue
 		}
@@ -210,6 +208,23 @@ func (p *Planner) planAgain(d *store.Detail, msg *mime.Message, now time.Time) (
 		lost = len(homeless)
 	}
 	return jobs, lost
+}
+
+// query asks for the route of a mail that was accepted; its recipient is to be added.
+func query(m *store.Mail, h mime.Header) route.Query {
+	env := &m.Envelope
+	return route.Query{From: m.FromHeader, EnvelopeFrom: env.From, Listener: env.Listener, User: env.AuthUser, Header: h.Get}
+}
+
+// routeNow finds the route that takes a mail under the present configuration. A staging route that came later must not let
+// a real recipient through; only its own may go.
+func (p *Planner) routeNow(q route.Query) (*route.Route, bool) {
+	rt, ok := p.c.Routes.Lookup(q)
+	if !ok || len(rt.RedirectAllTo) > 0 && !containsAddr(rt.RedirectAllTo, q.Rcpt) ||
+		len(rt.AllowRecipients) > 0 && !envelope.MatchAny(rt.AllowRecipients, q.Rcpt) {
+		return nil, false
+	}
+	return rt, true
 }
 
 // again makes the job of a group that had one before: its life goes on, and where its account stays so does

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"smtpbridge/providers"
 	"smtpbridge/route"
 	"smtpbridge/store"
 )
@@ -115,4 +116,40 @@ func TestUnsavableResultAfterAnOutage(t *testing.T) {
 		b.wantStates(two, "r=sent")
 		fq.set(nil)
 	})
+}
+
+// TestLostAnswerOfARouteThatIsGone: a mail whose answer was lost goes on by the route that takes it now.
+func TestLostAnswerOfARouteThatIsGone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		esp := &fake{caps: jsonCaps()}
+		esp.set(fail(providers.Ambiguous))
+		b := newBench(t, esp)
+		defer b.close()
+		var replans atomic.Int64
+		b.queue = func(q Queue) Queue { return &replanQueue{q, &replans} }
+		b.start()
+		id := b.submit("r@r.example")
+		b.after(time.Second)
+		esp.set(nil)
+		b.cfg.Generation++
+		b.cfg.Routes = table(t, route.Route{Name: "renamed", Senders: []string{"example.com"}, Accounts: []string{"a"}})
+		b.run.Reload(NewPlanner(b.cfg))
+		b.after(10 * time.Minute)
+		b.wantStates(id, "r=sent")
+		if n := replans.Load(); n > 10 {
+			t.Errorf("planned anew %d times", n)
+		}
+	})
+}
+
+type replanQueue struct {
+	Queue
+	n *atomic.Int64
+}
+
+func (q *replanQueue) Replan(ctx context.Context, id string, generation int64, jobs []store.NewJob) error {
+	if q.n.Add(1) > 1000 {
+		return errDisk // else the test would never end
+	}
+	return q.Queue.Replan(ctx, id, generation, jobs)
 }

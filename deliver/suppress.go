@@ -64,15 +64,11 @@ func listID(field string) string {
 
 // Audience is the From domain and the stream of a mail of the ledger, for the follower that keeps the suppression list.
 func (p *Planner) Audience(m *store.Mail, account string) (domain, stream string) {
-	head := slices.Concat(m.Header, []byte("\r\n"))
-	var h mime.Header
-	if msg, err := mime.Parse(bytes.NewReader(head), int64(len(head)), p.c.Limits); err == nil {
-		h = msg.Header
-	}
+	h := p.header(m)
 	var s translate.Settings
 	if a, ok := p.Account(account); ok {
 		// As when it was sent: what its route permits counts.
-		q := route.Query{From: m.FromHeader, EnvelopeFrom: m.Envelope.From, Listener: m.Envelope.Listener, User: m.Envelope.AuthUser, Header: h.Get}
+		q := query(m, h)
 		if len(m.Envelope.Rcpts) > 0 {
 			q.Rcpt = m.Envelope.Rcpts[0].Addr
 		}
@@ -84,6 +80,16 @@ func (p *Planner) Audience(m *store.Mail, account string) (domain, stream string
 	}
 	domain, stream, _ = audience(m, h, s)
 	return domain, stream
+}
+
+// header is that of a mail in the ledger, which outlives its body.
+func (p *Planner) header(m *store.Mail) mime.Header {
+	head := slices.Concat(m.Header, []byte("\r\n"))
+	msg, err := mime.Parse(bytes.NewReader(head), int64(len(head)), p.c.Limits)
+	if err != nil {
+		return nil
+	}
+	return msg.Header
 }
 
 func suppressedReason(reason string) string {

@@ -215,6 +215,14 @@ func (w *work) mayStart() bool {
 		return false
 	}
 	rt, ok := w.p.route(job.Route)
+	if !ok && w.frozen() { // to plan it anew would leave it as it is
+		q := query(&w.c.Mail, w.p.header(&w.c.Mail))
+		q.Rcpt = w.c.Mail.Envelope.Rcpts[w.c.Open[0].Rcpts[0]].Addr
+		if rt, ok = w.p.routeNow(q); !ok {
+			w.hold("the answer to a call was lost, and no route takes the mail any more")
+			return false
+		}
+	}
 	if !ok || job.Generation != w.p.Generation() && !w.frozen() { // a fingerprint: an older one may be the greater number
 		w.replan()
 		return false
