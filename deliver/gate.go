@@ -82,6 +82,9 @@ func (g *gate) load(s store.AccountState, now time.Time) {
 	if p.state == Probing {
 		p.state, p.until = Paused, now
 	}
+	if most := now.Add(maxThrottle); p.until.After(most) { // it comes from a clock that was wrong
+		p.until = most
+	}
 }
 
 // clear forgets a stored pause that another node has ended.

@@ -153,3 +153,20 @@ func (q *replanQueue) Replan(ctx context.Context, id string, generation int64, j
 	}
 	return q.Queue.Replan(ctx, id, generation, jobs)
 }
+
+// TestPauseOfAWrongClock: a pause that was stored while the clock was wrong, or by a bridge whose clock is, does not last
+// until that time.
+func TestPauseOfAWrongClock(t *testing.T) {
+	now := time.Now()
+	for _, state := range []string{Paused, Throttled} {
+		for _, domain := range []string{"", "example.com"} {
+			g := newGate("a")
+			g.load(store.AccountState{Account: "a", Domain: domain, State: state, Until: now.AddDate(1, 0, 0), Since: now}, now)
+			for _, s := range g.snapshot() {
+				if s.Until.After(now.Add(maxThrottle)) {
+					t.Errorf("%s %q until %s", state, domain, s.Until)
+				}
+			}
+		}
+	}
+}
