@@ -30,6 +30,7 @@ const (
 	AlarmSilence    = "webhook_silence"
 	AlarmSignatures = "webhook_signatures"
 	AlarmPaused     = "account_paused"
+	AlarmCert       = "certificate"
 )
 
 // Alarm is a condition a person should look at.
@@ -60,7 +61,7 @@ type Alarms struct {
 	Now     func() time.Time
 	// Node tells bridges that share a store apart; "" for one alone.
 	Node string
-	// Local: only conditions of this process (Disk, Signatures, More).
+	// Local: only conditions of this process (Disk, Certificates, Signatures, More).
 	Local bool
 	// Lead tells whether this process tells the alarms now; the others show what that one raised. nil = it does.
 	Lead func(ctx context.Context) bool
@@ -68,6 +69,8 @@ type Alarms struct {
 	Webhooks func(ctx context.Context) (map[string]time.Time, error)
 	// Disk tells whether free space is below the watermark, with a text; nil = not watched.
 	Disk func() (low bool, text string)
+	// Certificates tells what is wrong with the certificates of this process, "" = nothing; nil = not watched.
+	Certificates func() string
 	// More gives conditions that are watched elsewhere; nil = none.
 	More func() []Alarm
 	// Signatures gives the accounts whose webhooks keep failing to verify, with a text; nil = not watched.
@@ -278,6 +281,11 @@ func (a *Alarms) ownConditions(now time.Time, found conditions) {
 	if a.Disk != nil {
 		if low, text := a.Disk(); low {
 			found.add(now, AlarmDisk, "", text)
+		}
+	}
+	if a.Certificates != nil {
+		if text := a.Certificates(); text != "" {
+			found.add(now, AlarmCert, "", text)
 		}
 	}
 	if a.More != nil {

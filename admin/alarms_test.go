@@ -59,6 +59,7 @@ func TestAlarms(t *testing.T) {
 	now := time.Date(2026, 11, 2, 10, 0, 0, 0, time.UTC)
 	st := &fakeAlarmStore{}
 	low := false
+	cert := ""
 	failing := map[string]string{}
 	var log strings.Builder
 	var m *Metrics
@@ -68,6 +69,7 @@ func TestAlarms(t *testing.T) {
 		a = &Alarms{
 			Store: st, Log: slog.New(slog.NewTextHandler(&log, nil)), Now: func() time.Time { return now }, Metrics: m,
 			Disk: func() (bool, string) { return low, "1 MiB" }, Signatures: func() map[string]string { return failing },
+			Certificates: func() string { return cert },
 		}
 	}
 	start()
@@ -113,6 +115,8 @@ func TestAlarms(t *testing.T) {
 		{"pause", func() { st.accounts = []store.AccountState{{Account: "x", State: "paused", Reason: "key"}} }, time.Minute, []string{"account_paused"}, nil},
 		{"probe", func() { st.accounts[0].State = "probing" }, time.Minute, []string{"account_paused"}, nil},
 		{"active", func() { st.accounts = nil }, time.Minute, nil, nil},
+		{"certificate", func() { cert = "expires" }, time.Minute, []string{"certificate"}, []string{"alarm.raised.certificate"}},
+		{"renewed", func() { cert = "" }, time.Minute, nil, []string{"alarm.cleared.certificate"}},
 		{"signatures", func() { failing["x"] = "why" }, time.Minute, []string{"webhook_signatures"}, []string{"alarm.raised.webhook_signatures"}},
 		{"more disks", func() { low = true; delete(failing, "x") }, time.Minute, []string{"disk_low"}, []string{"alarm.raised.disk_low", "alarm.cleared.webhook_signatures"}},
 	} {

@@ -89,6 +89,31 @@ func (m *Metrics) WatchNodes(nodes func(context.Context) ([]store.Node, error)) 
 	m.reg.MustRegister(nodeCollector(nodes))
 }
 
+// Certificate is one that handshakes get.
+type Certificate struct {
+	Listener string // "" = the admin address
+	Name     string // that it was asked for by ACME; "" = from files
+	NotAfter time.Time
+}
+
+// certCollector lists the certificates when somebody asks.
+type certCollector func() []Certificate
+
+var certDesc = prometheus.NewDesc("smtpbridge_certificate_not_after_seconds", "When a certificate in use expires, in Unix time.", []string{"listener", "name"}, nil)
+
+// WatchCertificates shows when certificates expire.
+func (m *Metrics) WatchCertificates(list func() []Certificate) {
+	m.reg.MustRegister(certCollector(list))
+}
+
+func (c certCollector) Describe(ch chan<- *prometheus.Desc) { ch <- certDesc }
+
+func (c certCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, cert := range c() {
+		ch <- prometheus.MustNewConstMetric(certDesc, prometheus.GaugeValue, float64(cert.NotAfter.Unix()), cert.Listener, cert.Name)
+	}
+}
+
 // Handler serves /metrics.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.reg, promhttp.HandlerOpts{MaxRequestsInFlight: 2})

@@ -201,6 +201,9 @@ func TestMetricsInDocs(t *testing.T) {
 	m.SinkWritten("file", 1)
 	m.Waited("a", 90*time.Second)
 	m.WatchLog(func() int64 { return 0 })
+	m.WatchCertificates(func() []Certificate {
+		return []Certificate{{Listener: "l", Name: "mail.example.com", NotAfter: time.Unix(1e9, 0)}}
+	})
 	m.alarm("backlog", "", true)
 	m.WatchNodes(func(context.Context) ([]store.Node, error) {
 		return []store.Node{{Self: true, Delivers: true, Leads: []string{"dsn"}}, {Leads: []string{"probes"}}}, nil
@@ -287,7 +290,7 @@ func TestMetricsInDocs(t *testing.T) {
 	}
 	// Labels are few: names from the configuration and our own words.
 	for l := range labels {
-		if !slices.Contains([]string{"le", "job", "instance", "severity", "listener", "reason", "account", "result", "status", "kind", "sink", "alarm", "version", "state", "work", "quantile"}, l) {
+		if !slices.Contains([]string{"le", "job", "instance", "severity", "listener", "reason", "account", "result", "status", "kind", "sink", "alarm", "version", "state", "work", "quantile", "name"}, l) {
 			t.Errorf("label %q", l)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/idna"
@@ -35,6 +36,9 @@ func (c *Config) certificate(at string, cert, key *string, names OneOrMore) {
 	}
 	for i, n := range names {
 		names[i] = c.hostName(at+".acme", n)
+		if slices.Contains(names[:i], names[i]) {
+			c.problems.add(at+".acme", "%q stands there twice", n)
+		}
 	}
 }
 
@@ -62,7 +66,7 @@ func (c *Config) validateACME(given bool) {
 	case given && asking == "":
 		p.warn("acme", "nothing asks for a certificate: write acme = [\"mail.example.com\"] in a [[listener]] or in [admin]")
 	case !given && asking != "":
-		p.add(asking, "needs the table [acme] with address = \"0.0.0.0:80\", where the CA looks, and accept_terms = true, for its terms of service")
+		p.add(asking, "needs the table [acme] with address = \":80\", where the CA looks, and accept_terms = true, for its terms of service")
 		return
 	}
 	if u, err := url.Parse(a.Directory); err != nil || u.Scheme != "https" || u.Host == "" {
@@ -85,7 +89,7 @@ func (c *Config) validateACME(given bool) {
 	}
 	switch {
 	case a.Address == "" && asking != "":
-		p.add("acme.address", "missing: the CA looks at port 80 of each name: write \"0.0.0.0:80\", or the local address that your web server hands /.well-known/acme-challenge/ to")
+		p.add("acme.address", "missing: the CA looks at port 80 of each name: write \":80\", or the local address that your web server hands /.well-known/acme-challenge/ to")
 	case a.Address != "" && !strings.HasPrefix(a.Address, "systemd:"):
 		c.hostPort("acme.address", a.Address)
 	}
@@ -93,6 +97,9 @@ func (c *Config) validateACME(given bool) {
 		p.add("acme.accept_terms", "must be true: a CA gives certificates to those who accept its terms of service, %s", terms(a.Directory))
 	}
 }
+
+// UsesACME reports whether any certificate is asked for.
+func (c *Config) UsesACME() bool { return c.asking() != "" }
 
 // asking is the first key that names a host for a certificate, "" = none does.
 func (c *Config) asking() string {

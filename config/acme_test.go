@@ -24,22 +24,23 @@ func TestACMEProblems(t *testing.T) {
 		t.Fatal(err)
 	}
 	listener := "[[listener]]\naddress = \"127.0.0.1:2525\"\n" // 2 lines
-	table := "\n[acme]\naddress = \"0.0.0.0:80\"\naccept_terms = true\n"
+	table := "\n[acme]\naddress = \":80\"\naccept_terms = true\n"
 	for _, tt := range []struct{ name, text, want string }{
 		{"a switch", listener + "acme = true" + table, ":3: listener[0].acme: must be a list"},
 		{"both", listener + "cert_file = \"c.pem\"\nacme = [\"mail.example.com\"]" + table, ":4: listener[0].acme: is given together with cert_file or key_file"},
 		{"tls off", listener + "tls = \"off\"\nacme = [\"mail.example.com\"]" + table, ":3: listener[0].tls: is \"off\" but a certificate is given"},
-		{"no table", listener + "acme = [\"mail.example.com\"]", ":3: listener[0].acme: needs the table [acme] with address = \"0.0.0.0:80\""},
+		{"no table", listener + "acme = [\"mail.example.com\"]", ":3: listener[0].acme: needs the table [acme] with address = \":80\""},
 		{"no table, admin", listener + "[admin]\naddress = \"127.0.0.1:8026\"\nacme = \"mail.example.com\"", ":5: admin.acme: needs the table [acme]"},
 		{"no address", listener + "acme = [\"mail.example.com\"]\n[acme]\naccept_terms = true", ":4: acme.address: missing: the CA looks at port 80"},
 		{"bad address", listener + "acme = [\"mail.example.com\"]\n[acme]\naccept_terms = true\naddress = \"80\"", ":6: acme.address: \"80\" is not host:port"},
-		{"terms", listener + "acme = [\"mail.example.com\"]\n[acme]\naddress = \"0.0.0.0:80\"", ":4: acme.accept_terms: must be true: a CA gives certificates to those who accept its terms of service, https://letsencrypt.org/"},
+		{"terms", listener + "acme = [\"mail.example.com\"]\n[acme]\naddress = \":80\"", ":4: acme.accept_terms: must be true: a CA gives certificates to those who accept its terms of service, https://letsencrypt.org/"},
 		{"wildcard", listener + "acme = [\"*.example.com\"]" + table, ":3: listener[0].acme: \"*.example.com\": the CA gives wildcard names only"},
 		{"IP address", listener + "acme = [\"192.0.2.1\"]" + table, ":3: listener[0].acme: \"192.0.2.1\" is an IP address"},
 		{"IPv6 address", listener + "acme = [\"[2001:db8::1]\"]" + table, ":3: listener[0].acme: \"[2001:db8::1]\" is an IP address"},
 		{"a path", listener + "acme = [\"../../etc\"]" + table, ":3: listener[0].acme: \"../../etc\" is not a host name"},
 		{"dots", listener + "acme = [\"a..b\"]" + table, ":3: listener[0].acme: \"a..b\" is not a host name"},
 		{"empty", listener + "acme = [\"\"]" + table, ":3: listener[0].acme: \"\" is not a host name"},
+		{"twice", listener + "acme = [\"a.example\", \"A.example\"]" + table, ":3: listener[0].acme: \"A.example\" stands there twice"},
 		{"one label", listener + "acme = [\"localhost\"]" + table, ":3: listener[0].acme: \"localhost\" is not a name of the public DNS"},
 		{"directory", listener + "acme = [\"a.example\"]" + table + "directory = \"http://ca.internal/dir\"", ":7: acme.directory: \"http://ca.internal/dir\" is not an https URL"},
 		{"email", listener + "acme = [\"a.example\"]" + table + "email = \"Ops <ops@example.com>\"", ":7: acme.email: \"Ops <ops@example.com>\" is not a plain address"},

@@ -96,6 +96,9 @@ level = "debug"
 	for _, name := range []string{"mail.example.com", "smtp.example.com", "panel.example.com"} {
 		until(t, 30*time.Second, "a certificate for "+name, logged("event=tls.obtained", "name="+name, "renewal=false"))
 	}
+	if out := br.run("check", "--online"); !strings.Contains(out, "/dir answers; its terms of service: data:text/plain") {
+		t.Errorf("check --online says %s", out)
+	}
 	roots := pebble.rootsFile()
 	if out, err := openssl(at, "smtp.example.com", "-CAfile", roots, "-verify_return_error", "-verify_hostname", "smtp.example.com"); err != nil {
 		t.Errorf("openssl does not accept the certificate: %v\n%s", err, out)
@@ -128,6 +131,20 @@ level = "debug"
 	}
 	if n := strings.Count(br.log.String(), "name=mail.example.com renewal="); n != 1 {
 		t.Errorf("mail.example.com was asked for %d times: a reload asks for what is new", n)
+	}
+
+	metrics := br.metrics()
+	for _, want := range []string{
+		`smtpbridge_certificate_not_after_seconds{listener="listener1",name="new.example.com"} `,
+		`smtpbridge_certificate_not_after_seconds{listener="listener1",name="mail.example.com"} `,
+		`smtpbridge_certificate_not_after_seconds{listener="",name="desk.example.com"} `,
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	if strings.Contains(metrics, "blocked.example.com") {
+		t.Error("the metrics show a certificate that is not there")
 	}
 
 	// It is renewed while the bridge runs.

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"time"
@@ -66,4 +68,23 @@ func makeAuthority(cfg *config.Config) (certs.Authority, error) {
 		return certs.Authority{}, config.Problems{cfg.Problem("http.proxy", err)}
 	}
 	return certs.Authority{Directory: cfg.ACME.Directory, Email: cfg.ACME.Email, Client: client}, nil
+}
+
+// checkACME asks whether the CA is there.
+func checkACME(ctx context.Context, cfg *config.Config, out io.Writer) error {
+	if !cfg.UsesACME() {
+		return nil
+	}
+	authority, err := makeAuthority(cfg)
+	if err != nil {
+		return err
+	}
+	call, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	terms, err := authority.Check(call)
+	if err != nil {
+		return fmt.Errorf("acme: %w", err)
+	}
+	fmt.Fprintf(out, "acme: %s answers; its terms of service: %s\n", cfg.ACME.Directory, terms)
+	return nil
 }

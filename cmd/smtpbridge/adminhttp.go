@@ -70,7 +70,7 @@ func (b *Bridge) makeAdminTLS(cfg *config.Config) (*tls.Config, error) {
 	if a.Address == "" || a.CertFile == "" && len(a.ACME) == 0 {
 		return nil, nil
 	}
-	get, err := b.certificate(a.ACME, a.CertFile, a.KeyFile, b.log.With("listener", "admin"))
+	get, err := b.certificate("", a.ACME, a.CertFile, a.KeyFile)
 	if err != nil {
 		return nil, config.Problems{cfg.Problem("admin.cert_file", err)}
 	}
@@ -97,7 +97,7 @@ func access(cfg *config.Config) admin.Access {
 	if err != nil {
 		return a // validated before
 	}
-	a.Hosts = append(a.Hosts[:len(a.Hosts):len(a.Hosts)], host, cfg.Hostname)
+	a.Hosts = slices.Concat(a.Hosts, []string{host, cfg.Hostname}, cfg.Admin.ACME)
 	ip := net.ParseIP(host)
 	if a.Local = host == "localhost" || ip != nil && ip.IsLoopback(); a.Local {
 		a.Hosts = append(a.Hosts, "localhost", "127.0.0.1", "::1")

@@ -18,7 +18,7 @@ func (b *Bridge) makeAlarms() {
 		own = &admin.Alarms{Store: b.store, Metrics: b.metrics, Log: b.log, Now: time.Now, Local: true, Node: node}
 		b.ownAlarms = own
 	}
-	own.Disk = b.diskLow
+	own.Disk, own.Certificates = b.diskLow, b.certTrouble
 	own.Signatures = func() map[string]string {
 		if b.hooks == nil {
 			return nil

@@ -59,6 +59,7 @@ type Bridge struct {
 	catchUp   *catchup.Runner // nil: switched off
 	adminLn   []adminSocket
 	adminTLS  atomic.Pointer[tls.Config] // of the admin address
+	inUse     sync.Map                   // listener -> getCertificate
 	certs     *certs.Keeper
 	acmeLn    net.Listener // for the CA; nil: nothing is asked for
 }
@@ -124,6 +125,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	if shared(cfg) {
 		b.metrics.WatchNodes(b.store.Nodes)
 	}
+	b.metrics.WatchCertificates(b.watchedCerts)
 	b.makeAlarms()
 	b.counter = &admin.Counter{Store: b.store, Log: b.log, Now: time.Now}
 	b.makeCatchUp(cfg)
@@ -439,7 +441,7 @@ func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Liste
 			sl.Allow = append(sl.Allow, p)
 		}
 		if l.TLS != "off" {
-			get, err := b.certificate(l.ACME, l.CertFile, l.KeyFile, b.log.With("listener", l.Name))
+			get, err := b.certificate(l.Name, l.ACME, l.CertFile, l.KeyFile)
 			if err != nil {
 				return c, config.Problems{cfg.Problem(fmt.Sprintf("listener[%d].cert_file", i), err)}
 			}

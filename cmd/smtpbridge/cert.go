@@ -1,13 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"crypto/tls"
+	"crypto/x509"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"smtpbridge/admin"
 )
 
 // certEvery is how long a certificate is used before its files are looked at again.
@@ -46,13 +53,90 @@ func newKeyPair(certFile, keyFile string, log *slog.Logger, now func() time.Time
 // getCertificate finds the certificate of a handshake; see tls.Config.
 type getCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 
-// certificate gives the newest certificate of one place: by ACME, or from its files.
-func (b *Bridge) certificate(names []string, certFile, keyFile string, log *slog.Logger) (getCertificate, error) {
-	if len(names) > 0 {
-		return b.certs.Get(names), nil
+// certificate gives the newest certificate of a listener ("" = the admin address): by ACME, or from its files.
+func (b *Bridge) certificate(listener string, names []string, certFile, keyFile string) (getCertificate, error) {
+	get := b.certs.Get(names)
+	if len(names) == 0 {
+		pair, err := newKeyPair(certFile, keyFile, b.log.With("listener", cmp.Or(listener, "admin")), time.Now)
+		if err != nil {
+			return nil, err
+		}
+		get = pair.get
 	}
-	pair, err := newKeyPair(certFile, keyFile, log, time.Now)
-	return pair.get, err
+	b.inUse.Store(listener, get)
+	return get, nil
+}
+
+// servedCert is a certificate as a handshake gets it.
+type servedCert struct {
+	listener, name string
+	*x509.Certificate
+}
+
+// servedCerts lists the certificates of every socket of this process; what is not there yet is left out.
+func (b *Bridge) servedCerts() (out []servedCert) {
+	cfg := b.intake.now.Load().cfg
+	add := func(listener string, names []string) {
+		get, ok := b.inUse.Load(listener)
+		if !ok {
+			return
+		}
+		if len(names) == 0 {
+			names = []string{""}
+		}
+		for _, name := range names {
+			if cert, err := get.(getCertificate)(&tls.ClientHelloInfo{ServerName: name}); err == nil {
+				out = append(out, servedCert{listener, name, cert.Leaf})
+			}
+		}
+	}
+	for _, l := range cfg.Listeners {
+		if b.roles.has(roleSMTP) && l.TLS != "off" {
+			add(l.Name, l.ACME)
+		}
+	}
+	if b.adminTLS.Load() != nil {
+		add("", cfg.Admin.ACME)
+	}
+	return out
+}
+
+// watchedCerts is servedCerts for the metrics.
+func (b *Bridge) watchedCerts() (out []admin.Certificate) {
+	for _, c := range b.servedCerts() {
+		out = append(out, admin.Certificate{Listener: c.listener, Name: c.name, NotAfter: c.NotAfter})
+	}
+	return out
+}
+
+// certTrouble says what a person should look at: certificates that are missing, and those nobody renewed in good time.
+func (b *Bridge) certTrouble() string {
+	var out []string
+	why := map[string]error{}
+	for _, s := range b.certs.Status() {
+		why[s.Name] = s.Err
+		if !s.Has && s.Failures > 1 { // one failure may be a network that is not up yet
+			out = append(out, fmt.Sprintf("there is no certificate for %s: %v", s.Name, s.Err))
+		}
+	}
+	now := time.Now()
+	for _, c := range b.servedCerts() {
+		if !expiring(c.Certificate, now) {
+			continue
+		}
+		text := fmt.Sprintf("the certificate of %s expires at %s", cmp.Or(c.name, c.listener, "[admin]"), c.NotAfter.UTC().Format(time.RFC3339))
+		if err := why[c.name]; err != nil {
+			text += ": " + err.Error()
+		}
+		out = append(out, text)
+	}
+	slices.Sort(out)
+	return strings.Join(slices.Compact(out), "; ")
+}
+
+// expiring reports whether whoever renews a certificate is late: most do it when a third of its time is left.
+func expiring(c *x509.Certificate, now time.Time) bool {
+	return c.NotAfter.Sub(now) < min(14*24*time.Hour, c.NotAfter.Sub(c.NotBefore)/6)
 }
 
 func serverTLS(get getCertificate, min uint16) *tls.Config {

@@ -229,3 +229,27 @@ func startTLS(addr string, config *tls.Config) error {
 	c = textproto.NewConn(secure)
 	return say("EHLO printer", 250)
 }
+
+// A person should look when whoever renews a certificate is late: with a sixth of its time left, two weeks at most.
+func TestExpiring(t *testing.T) {
+	day := 24 * time.Hour
+	for _, tt := range []struct {
+		life, left time.Duration
+		want       bool
+	}{
+		{90 * day, 31 * day, false},
+		{90 * day, 15 * day, false},
+		{90 * day, 13 * day, true},
+		{90 * day, -day, true},
+		{6 * day, 2 * day, false},
+		{6 * day, 20 * time.Hour, true},
+		{3650 * day, 20 * day, false},
+		{3650 * day, 13 * day, true},
+	} {
+		now := time.Unix(1e9, 0)
+		c := &x509.Certificate{NotBefore: now.Add(tt.left - tt.life), NotAfter: now.Add(tt.left)}
+		if got := expiring(c, now); got != tt.want {
+			t.Errorf("%v left of %v: %v, want %v", tt.left, tt.life, got, tt.want)
+		}
+	}
+}

@@ -23,12 +23,12 @@ func checkCommand() *cobra.Command {
 		Use: "check", GroupID: groupStart, Short: "check the configuration: all errors at once", Args: usageArgs(cobra.NoArgs),
 		Long: `Reads the configuration as serve does and reports every error with file, line and key.
 Nothing is started and nothing leaves the machine, except with --online, which asks each ESP
-whether the key and the sender domains are good.`,
+whether the key and the sender domains are good, and the CA of [acme] whether it is there.`,
 		Example:     "  smtpbridge check -c bridge.toml\n  smtpbridge check --online",
 		Annotations: map[string]string{annotationExit: "0 the configuration is good, 1 it has errors, 2 the command line cannot be understood"},
 	}
 	file := configFlag(c)
-	c.Flags().BoolVar(&online, "online", false, "ask the ESPs too")
+	c.Flags().BoolVar(&online, "online", false, "ask the ESPs and the CA too")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		p, err := loadParts(*file, 0, slog.New(slog.DiscardHandler))
 		if err == nil {
@@ -86,7 +86,7 @@ func checkOnline(ctx context.Context, p *parts, out io.Writer) error {
 		names = append(names, n)
 	}
 	sort.Strings(names)
-	var failed error
+	failed := checkACME(ctx, p.cfg, out)
 	for _, n := range names {
 		checker, ok := p.accounts[n].Provider.(providers.Checker)
 		if !ok {

@@ -63,9 +63,9 @@ type state struct {
 // Status tells how it stands with one name.
 type Status struct {
 	Name     string
-	NotAfter time.Time // zero: there is no certificate
-	Late     bool      // it should have been there, or been renewed, since some time
-	Err      error     // why the last attempt failed
+	Has      bool      // there is a certificate
+	Failures int       // attempts since the last success
+	Err      error     // why the last of them failed
 	Next     time.Time // when the next one is made
 }
 
@@ -140,18 +140,11 @@ func (k *Keeper) Get(names []string) func(*tls.ClientHelloInfo) (*tls.Certificat
 
 // Status tells how it stands with each name.
 func (k *Keeper) Status() []Status {
-	now := k.now()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	out := make([]Status, 0, len(k.states))
 	for name, s := range k.states {
-		st := Status{Name: name, Err: s.err, Next: s.next, Late: s.cert == nil && s.failures > 1}
-		if s.cert != nil {
-			st.NotAfter = s.cert.Leaf.NotAfter
-			// Half of the time for renewing it has passed.
-			st.Late = s.err != nil && now.After(renewAt(s.cert).Add(lifetime(s.cert)/6))
-		}
-		out = append(out, st)
+		out = append(out, Status{Name: name, Has: s.cert != nil, Failures: s.failures, Err: s.err, Next: s.next})
 	}
 	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(a.Name, b.Name) })
 	return out
@@ -254,7 +247,7 @@ func (k *Keeper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(proof)) // the CA sees when it did not come
 }
 
-func lifetime(c *tls.Certificate) time.Duration { return c.Leaf.NotAfter.Sub(c.Leaf.NotBefore) }
-
 // renewAt leaves a third of the lifetime for attempts: 30 days of 90, two of six.
-func renewAt(c *tls.Certificate) time.Time { return c.Leaf.NotAfter.Add(-lifetime(c) / 3) }
+func renewAt(c *tls.Certificate) time.Time {
+	return c.Leaf.NotAfter.Add(-c.Leaf.NotAfter.Sub(c.Leaf.NotBefore) / 3)
+}

@@ -154,31 +154,22 @@ func TestRetryAfter(t *testing.T) {
 	if d := st.Next.Sub(*now); d < 24*time.Hour {
 		t.Errorf("the next try is %v away, the CA said a day", d)
 	}
-	if calls != 1 || st.Late || !strings.Contains(log.String(), "too many certificates already issued") {
-		t.Errorf("%d calls, late %v, log %s", calls, st.Late, tail(log.String()))
-	}
-	if k.attempt(t.Context(), "a.example"); !k.Status()[0].Late {
-		t.Error("a second failure without any certificate is not late")
+	if calls != 1 || !strings.Contains(log.String(), "too many certificates already issued") {
+		t.Errorf("%d calls, log %s", calls, tail(log.String()))
 	}
 }
 
-// A failed renewal is late when half of the time for it has passed, not before: most failures pass by themselves.
-func TestLate(t *testing.T) {
+// A renewal that fails leaves the old certificate in use, even when it has expired.
+func TestFailedRenewal(t *testing.T) {
 	k, now, log := keeper(t, "a.example")
 	k.Use(Authority{Directory: directory}, []string{"a.example"})
-	*now = start.AddDate(0, 0, 61)
+	*now = start.AddDate(0, 0, 91)
 	k.failed("a.example", k.states["a.example"], errors.New("no"))
-	for _, tt := range []struct {
-		day  int
-		late bool
-	}{{61, false}, {74, false}, {76, true}, {91, true}} {
-		*now = start.AddDate(0, 0, tt.day)
-		if st := k.Status()[0]; st.Late != tt.late {
-			t.Errorf("day %d: late %v, want %v", tt.day, st.Late, tt.late)
-		}
-	}
 	if _, err := k.Get([]string{"a.example"})(&tls.ClientHelloInfo{}); err != nil {
 		t.Errorf("the old certificate is no longer used: %v", err)
+	}
+	if st := k.Status()[0]; !st.Has || st.Failures != 1 || st.Err == nil {
+		t.Errorf("the status is %+v", st)
 	}
 	if !strings.Contains(log.String(), "could not be renewed: the old one stays in use") {
 		t.Errorf("the log says %s", tail(log.String()))

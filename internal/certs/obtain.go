@@ -1,7 +1,9 @@
 package certs
 
 import (
+	"cmp"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -24,7 +26,7 @@ func (k *Keeper) obtain(ctx context.Context, ca Authority, st store, name string
 	if err != nil {
 		return nil, nil, fmt.Errorf("the key of the ACME account: %w", err)
 	}
-	client := &acme.Client{Key: accountKey, DirectoryURL: ca.Directory, HTTPClient: ca.Client, UserAgent: "smtpbridge", RetryBackoff: backoff}
+	client := ca.client(accountKey)
 	var contact []string
 	if ca.Email != "" {
 		contact = []string{"mailto:" + ca.Email}
@@ -65,6 +67,19 @@ func (k *Keeper) obtain(ctx context.Context, ca Authority, st store, name string
 	}
 	cert, err := parseCert(text, name)
 	return cert, text, err
+}
+
+// Check asks for the CA's directory, and gives where its terms of service are, "none" when it has none.
+func (ca Authority) Check(ctx context.Context) (terms string, err error) {
+	dir, err := ca.client(nil).Discover(ctx)
+	if err != nil {
+		return "", fmt.Errorf("the directory %s: %w", ca.Directory, err)
+	}
+	return cmp.Or(dir.Terms, "none"), nil
+}
+
+func (ca Authority) client(account crypto.Signer) *acme.Client {
+	return &acme.Client{Key: account, DirectoryURL: ca.Directory, HTTPClient: ca.Client, UserAgent: "smtpbridge", RetryBackoff: backoff}
 }
 
 // prove shows the CA that a name leads here.
