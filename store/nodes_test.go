@@ -56,3 +56,27 @@ func testLeaders(t *testing.T, c *cluster) {
 	f.must(other.Close())
 	waitFor(t, func() bool { return f.Lead(ctx, "sink") })
 }
+
+// testManyNotifications: mail whose lease ran out is looked for once a second, whatever else is told meanwhile.
+func testManyNotifications(t *testing.T, c *cluster) {
+	f := newFixture(t, c.engine)
+	queue, end := f.Subscribe(TopicQueue)
+	defer end()
+	events, end := f.Subscribe(TopicEvents)
+	defer end()
+	limit := time.After(10 * time.Second)
+	for n, woken := 0, false; !woken; n++ {
+		_, err := f.db.ExecContext(t.Context(), "SELECT pg_notify('smtpbridge', 'e')")
+		f.must(err)
+		select {
+		case <-events:
+		case <-limit:
+			t.Fatal("not woken once in ten seconds")
+		}
+		select {
+		case <-queue:
+			woken = n > 50 // the listener may have come late
+		default:
+		}
+	}
+}

@@ -146,8 +146,9 @@ func (s *Store) listen(ctx context.Context, cfg *pgx.ConnConfig) {
 			cancel()
 		}
 	}()
+	wake := time.Now().Add(time.Second) // however many notifications come
 	for ctx.Err() == nil {
-		second, cancel := context.WithTimeout(ctx, time.Second)
+		second, cancel := context.WithDeadline(ctx, wake)
 		if conn == nil {
 			c, err := pgx.ConnectConfig(second, cfg)
 			if err == nil {
@@ -193,6 +194,7 @@ func (s *Store) listen(ctx context.Context, cfg *pgx.ConnConfig) {
 		cancel()
 		s.wake(TopicQueue)
 		s.wake(TopicEvents)
+		wake = time.Now().Add(time.Second)
 	}
 }
 
