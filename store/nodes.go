@@ -136,13 +136,18 @@ func (s *Store) Join(ctx context.Context, m Membership) error {
 
 // vital is do for what keeps a lease: it waits neither for work nor much longer than it is of use.
 func (s *Store) vital(ctx context.Context, f func(ctx context.Context, t *tx) error) error {
-	ctx, cancel := context.WithTimeout(ctx, max(s.o.Lease/2, 5*time.Second))
+	ctx, cancel := s.useful(ctx)
 	defer cancel()
 	err := s.aloneOnce(ctx, s.wdb, f)
 	if err != nil && retryable(err) {
 		err = s.aloneOnce(ctx, s.wdb, f)
 	}
 	return err
+}
+
+// useful bounds a sign of life.
+func (s *Store) useful(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, max(s.o.Lease/2, 5*time.Second))
 }
 
 // show writes this node's row.
@@ -235,8 +240,10 @@ func (s *Store) unleased() string {
 }
 
 func (s *Store) countNodes(ctx context.Context) error {
+	ctx, cancel := s.useful(ctx)
+	defer cancel()
 	var others int
-	err := s.read().get(ctx, []any{&others}, "SELECT count(*) FROM nodes WHERE delivers = 1 AND instance <> ? AND seen > "+pgNow+" - ?",
+	err := (&tx{s: s, q: s.wdb}).get(ctx, []any{&others}, "SELECT count(*) FROM nodes WHERE delivers = 1 AND instance <> ? AND seen > "+pgNow+" - ?",
 		s.member.instance, s.gone().Microseconds())
 	if err != nil {
 		return err

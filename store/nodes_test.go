@@ -57,6 +57,32 @@ func testLeaders(t *testing.T, c *cluster) {
 	waitFor(t, func() bool { return f.Lead(ctx, "sink") })
 }
 
+// within fails the test when f takes longer than anything may that heeds its time.
+func within(t *testing.T, what string, f func() error) error {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(20 * time.Second):
+		t.Errorf("%s does not end", what)
+		return nil
+	}
+}
+
+// testSignsOfLife: they do not wait for work that has all other connections, or the node would be taken for gone.
+func testSignsOfLife(t *testing.T, c *cluster) {
+	f := newFixture(t, c.engine)
+	f.must(f.Join(t.Context(), Membership{Delivers: true}))
+	for range f.db.Stats().MaxOpenConnections {
+		conn, err := f.db.Conn(t.Context())
+		f.must(err)
+		defer conn.Close()
+	}
+	f.must(within(t, "a sign of life", func() error { return f.beatOnce(t.Context()) }))
+}
+
 // testManyNotifications: mail whose lease ran out is looked for once a second, whatever else is told meanwhile.
 func testManyNotifications(t *testing.T, c *cluster) {
 	f := newFixture(t, c.engine)

@@ -55,6 +55,7 @@ func TestPostgres(t *testing.T) {
 	t.Run("two nodes", func(t *testing.T) { testTwoNodes(t, c) })
 	t.Run("lost lease", func(t *testing.T) { testLostLease(t, c) })
 	t.Run("lost release", func(t *testing.T) { testLostRelease(t, c) })
+	t.Run("signs of life", func(t *testing.T) { testSignsOfLife(t, c) })
 	t.Run("many notifications", func(t *testing.T) { testManyNotifications(t, c) })
 	t.Run("order of the outbox", func(t *testing.T) { testOutboxOrder(t, c) })
 	t.Run("leaders", func(t *testing.T) { testLeaders(t, c) })
