@@ -138,11 +138,7 @@ func (s *Store) Join(ctx context.Context, m Membership) error {
 func (s *Store) vital(ctx context.Context, f func(ctx context.Context, t *tx) error) error {
 	ctx, cancel := s.useful(ctx)
 	defer cancel()
-	err := s.aloneOnce(ctx, s.wdb, f)
-	if err != nil && retryable(err) {
-		err = s.aloneOnce(ctx, s.wdb, f)
-	}
-	return err
+	return s.alone(ctx, s.wdb, f)
 }
 
 // useful bounds a sign of life.
@@ -385,7 +381,7 @@ func (s *Store) leave() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
+	err := s.vital(ctx, func(ctx context.Context, t *tx) error { // do would not heed the time
 		t.nodes = true
 		for _, q := range []string{"DELETE FROM leaders WHERE instance = ?", "DELETE FROM nodes WHERE instance = ?"} {
 			if _, err := t.exec(ctx, q, s.member.instance); err != nil {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -105,4 +106,21 @@ func testManyNotifications(t *testing.T, c *cluster) {
 		default:
 		}
 	}
+}
+
+// testLocked: what is asked for with little time does not wait for a lock that somebody keeps.
+func testLocked(t *testing.T, c *cluster) {
+	f := newFixture(t, c.engine)
+	f.must(f.Join(t.Context(), Membership{Delivers: true}))
+	tx, err := f.db.BeginTx(t.Context(), nil)
+	f.must(err)
+	defer func() { _ = tx.Rollback() }()
+	_, err = tx.ExecContext(t.Context(), "LOCK TABLE nodes, settings")
+	f.must(err)
+	soon, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := within(t, "Ping", func() error { return f.Ping(soon) }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Ping: %v", err)
+	}
+	_ = within(t, "leave", func() error { f.leave(); return nil })
 }

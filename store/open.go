@@ -482,7 +482,11 @@ func (s *Store) Ping(ctx context.Context) error {
 	if err := s.Space(); err != nil {
 		return err
 	}
-	return s.do(ctx, 0, func(ctx context.Context, t *tx) error {
+	do := func(f func(ctx context.Context, t *tx) error) error { return s.do(ctx, 0, f) }
+	if s.d.shared { // whoever asks does not wait beyond ctx, and need not be certain of the answer
+		do = func(f func(ctx context.Context, t *tx) error) error { return s.alone(ctx, s.db, f) }
+	}
+	return do(func(ctx context.Context, t *tx) error {
 		_, err := t.exec(ctx, "INSERT INTO settings (name, value) VALUES ('ping', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
 			strconv.FormatInt(us(s.o.Now()), 10))
 		return err

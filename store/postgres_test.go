@@ -57,6 +57,7 @@ func TestPostgres(t *testing.T) {
 	t.Run("lost release", func(t *testing.T) { testLostRelease(t, c) })
 	t.Run("signs of life", func(t *testing.T) { testSignsOfLife(t, c) })
 	t.Run("many notifications", func(t *testing.T) { testManyNotifications(t, c) })
+	t.Run("locked", func(t *testing.T) { testLocked(t, c) })
 	t.Run("order of the outbox", func(t *testing.T) { testOutboxOrder(t, c) })
 	t.Run("leaders", func(t *testing.T) { testLeaders(t, c) })
 	t.Run("move", func(t *testing.T) { testTransfer(t, c) })

@@ -412,8 +412,13 @@ func (s *Store) doAlone(ctx context.Context, f func(ctx context.Context, t *tx) 
 	ctx = context.WithoutCancel(ctx)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
+	return s.alone(ctx, s.db, f)
+}
+
+// alone is doAlone that ends with ctx: whether it was done is then not certain.
+func (s *Store) alone(ctx context.Context, db *sql.DB, f func(ctx context.Context, t *tx) error) error {
 	for try := 1; ; try++ {
-		err := s.aloneOnce(ctx, s.db, f)
+		err := s.aloneOnce(ctx, db, f)
 		if err == nil || try == 5 || !retryable(err) {
 			return err
 		}
