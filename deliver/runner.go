@@ -194,7 +194,7 @@ func (r *Runner) allLanes() []*lane {
 // claimed and not started is given back, and Run returns. The error is that of reading the account states at start.
 func (r *Runner) Run(ctx context.Context) error {
 	if err := r.loadAccounts(ctx); err != nil {
-		return fmt.Errorf("read account states: %w", err)
+		return err
 	}
 	if r.planner.Load().c.SoftBounce {
 		r.log.softBounce()
@@ -244,7 +244,7 @@ func (r *Runner) Run(ctx context.Context) error {
 // Watch is Run for a process that delivers nothing: it knows how the accounts stand, so that an operator can act on them.
 func (r *Runner) Watch(ctx context.Context) error {
 	if err := r.loadAccounts(ctx); err != nil {
-		return fmt.Errorf("read account states: %w", err)
+		return err
 	}
 	var loops sync.WaitGroup
 	loops.Go(func() { r.watchAccounts(ctx) })
@@ -278,10 +278,15 @@ func (r *Runner) pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// loadAccounts takes up how the accounts stood when the last process ended. A ctx that ends meanwhile is no failure.
 func (r *Runner) loadAccounts(ctx context.Context) error {
 	states, err := r.q.Accounts(ctx)
-	if err != nil {
-		return err
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil
+	default:
+		return fmt.Errorf("read account states: %w", err)
 	}
 	now := r.clock.Now()
 	for _, s := range states {

@@ -104,7 +104,7 @@ func (s *Store) Join(ctx context.Context, m Membership) error {
 	mb.mu.Lock()
 	mb.self = m
 	mb.mu.Unlock()
-	err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
+	err := s.vital(ctx, func(ctx context.Context, t *tx) error {
 		t.nodes = true
 		for _, q := range []string{"DELETE FROM leaders WHERE node = ?", "DELETE FROM nodes WHERE node = ?"} {
 			if _, err := t.exec(ctx, q, mb.node); err != nil {

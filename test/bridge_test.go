@@ -4,6 +4,7 @@ package test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -54,6 +55,7 @@ type bridge struct {
 	socket *os.File // the listener "systemd:smtp"
 	wrap   []string // command that runs it, such as ip netns exec NAME
 	args   []string // of serve
+	other  string   // the program, if it is not the one under test
 	exited chan error
 }
 
@@ -73,10 +75,12 @@ func newBridge(t testing.TB, dir, config string) *bridge {
 	return b
 }
 
+func (b *bridge) program() string { return cmp.Or(b.other, binary) }
+
 // start runs the bridge and returns when it is ready.
 func (b *bridge) start() {
 	b.t.Helper()
-	line := append(append(slices.Clone(b.wrap), binary, "serve", "-c", b.config), b.args...)
+	line := append(append(slices.Clone(b.wrap), b.program(), "serve", "-c", b.config), b.args...)
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET=")
 	if b.socket != nil {
@@ -175,7 +179,7 @@ func (b *bridge) run(args ...string) string {
 }
 
 func (b *bridge) try(args ...string) (string, error) {
-	cmd := exec.Command(binary, append(args, "-c", b.config)...)
+	cmd := exec.Command(b.program(), append(args, "-c", b.config)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

@@ -21,6 +21,7 @@ type load struct {
 	acked   map[string]bool // by the number in the subject
 	count   atomic.Int64    // accepted
 	refused atomic.Int64    // answered 4xx
+	ended   atomic.Bool     // nothing more is sent
 	next    atomic.Int64
 	wg      sync.WaitGroup
 }
@@ -51,7 +52,7 @@ func (l *load) client(w int, addrs []string) {
 	rnd := rand.New(rand.NewPCG(uint64(w), 1))
 	var c *smtpConn
 	deadline := time.Now().Add(3 * time.Minute)
-	for at := w; l.count.Load() < l.want; {
+	for at := w; l.count.Load() < l.want && !l.ended.Load(); {
 		if c == nil {
 			limit := time.Minute
 			if len(addrs) > 1 {

@@ -50,6 +50,11 @@ func serve(ctx context.Context, file string, r roles) error {
 		return fmt.Errorf("sockets from systemd: %w", err)
 	}
 	b, err := NewBridge(ctx, file, BridgeOptions{Activated: activated, Roles: r})
+	if err != nil && ctx.Err() != nil {
+		// It was asked to end before it ran: there is nothing to drain, and nothing failed.
+		fmt.Fprintf(os.Stderr, "the start was broken off: %v\n", err)
+		return nil
+	}
 	if err != nil {
 		var problems config.Problems
 		if errors.As(err, &problems) {
