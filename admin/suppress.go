@@ -78,7 +78,7 @@ func (l Suppressions) Suppress(ctx context.Context, list []Suppression) error {
 	out := make([]store.Suppression, len(list))
 	for i, s := range list {
 		if err := envelope.ValidateAddr(s.Address); err != nil && !isKey(s) {
-			return fmt.Errorf("%q is no address: %v: %w", event.Clean(s.Address, 100), err, errBadRequest)
+			return fmt.Errorf("%w: %q is no address: %v", errBadRequest, event.Clean(s.Address, 100), err)
 		}
 		out[i] = stored(s)
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 
@@ -45,6 +46,7 @@ type Config struct {
 
 	Warnings []Problem `toml:"-"`
 	problems *problems
+	saidOpen bool // that the file with secrets can be read by everybody
 }
 
 // Store is the [store] table.
@@ -324,7 +326,7 @@ func Load(file string, providers []string) (*Config, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("%s does not exist: copy bridge.toml.example there, or name another file with -c", file)
 		}
-		return nil, Problems{{File: file, Text: unusable(file, err)}}
+		return nil, Problems{{File: file, Text: strings.TrimPrefix(unusable(file, err), file+" ")}}
 	}
 	return Parse(file, string(b), providers)
 }
@@ -394,7 +396,16 @@ func (a *Account) DecodeOptions(v any) error {
 func (a *Account) Problem(key string, err error) Problem {
 	path := fmt.Sprintf("account[%d]", a.index)
 	if key != "" {
-		path = join(path, key)
+		return a.cfg.Problem(join(path, key), err)
+	}
+	// A provider says what is wrong with its settings in words: the one that is written in the file is meant.
+	for _, word := range strings.FieldsFunc(err.Error(), func(r rune) bool { return r != '_' && (r < 'a' || r > 'z') }) {
+		if _, ok := a.Options[word]; ok {
+			return a.cfg.Problem(join(path, "options."+word), err)
+		}
+		if _, ok := a.cfg.problems.lines[join(path, word)]; ok {
+			return a.cfg.Problem(join(path, word), err)
+		}
 	}
 	return a.cfg.Problem(path, err)
 }

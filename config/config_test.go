@@ -69,6 +69,24 @@ func TestProblemLines(t *testing.T) {
 	}
 }
 
+// A secret in a file that everybody can read is told once.
+func TestOpenFile(t *testing.T) {
+	text := "[[listener]]\naddress = \"127.0.0.1:0\"\n[[account]]\nname = \"a\"\nprovider = \"sandbox\"\napi_key = \"one\"\nwebhook_secret = \"two\"\n[[route]]\nsenders = [\"*\"]\naccounts = [\"a\"]\n"
+	for mode, want := range map[os.FileMode]int{0o600: 0, 0o640: 0, 0o644: 1} {
+		file := filepath.Join(t.TempDir(), "bridge.toml")
+		if err := os.WriteFile(file, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(file, known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c.Warnings) != want || want > 0 && !strings.Contains(c.Warnings[0].String(), "bridge.toml:6: warning: account[0].api_key: ") {
+			t.Errorf("mode %o: %v", mode, c.Warnings)
+		}
+	}
+}
+
 func TestMissingFile(t *testing.T) {
 	_, err := Load(filepath.Join(t.TempDir(), "no.toml"), known)
 	if err == nil || !strings.Contains(err.Error(), "does not exist: copy bridge.toml.example") {

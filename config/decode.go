@@ -36,7 +36,7 @@ func (d *decoder) table(path string, v any, dst reflect.Value) {
 		f, ok := fields[k]
 		if !ok {
 			d.problems.unreadable(join(path, k), "unknown key%s", nearest(k, fields))
-			if meant := closest(k, fields); meant != "" {
+			if meant := Closest(k, fields); meant != "" {
 				d.problems.wrong = append(d.problems.wrong, join(path, meant))
 			}
 			continue
@@ -209,7 +209,7 @@ func join(path, key string) string {
 
 // nearest names the known key that a misspelt one most resembles.
 func nearest[T any](key string, known map[string]T) string {
-	if best := closest(key, known); best != "" {
+	if best := Closest(key, known); best != "" {
 		return fmt.Sprintf(": did you mean %q?", best)
 	}
 	names := slices.Sorted(maps.Keys(known))
@@ -222,8 +222,8 @@ func nearest[T any](key string, known map[string]T) string {
 	return "; see bridge.toml.example for all settings"
 }
 
-// closest is the known key that a misspelt one most resembles, "" when none does. Case does not count.
-func closest[T any](key string, known map[string]T) string {
+// Closest is the known key that a misspelt one most resembles, "" when none does. Case does not count.
+func Closest[T any](key string, known map[string]T) string {
 	best, dist := "", len(key)/3+2
 	for _, k := range slices.Sorted(maps.Keys(known)) {
 		if n := distance(strings.ToLower(key), strings.ToLower(k)); n < dist {

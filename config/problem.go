@@ -42,6 +42,17 @@ func (p Problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// Errors counts the problems that keep the bridge from starting.
+func (p Problems) Errors() int {
+	n := 0
+	for i := range p {
+		if !p[i].Warning {
+			n++
+		}
+	}
+	return n
+}
+
 type problems struct {
 	file  string
 	lines map[string]int

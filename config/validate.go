@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -96,6 +97,7 @@ func (c *Config) validateListeners() {
 		if l.TLS == "starttls" || l.TLS == "implicit" {
 			c.certificate(fmt.Sprintf("listener[%d]", i), &l.CertFile, &l.KeyFile, l.ACME)
 		}
+		c.socketMode(key("socket_mode"), l.SocketMode)
 		c.validateWait(i, l)
 		c.validateLMTP(i, l)
 		explicitAllow := l.Allow != nil
@@ -226,7 +228,7 @@ func (c *Config) validateAccounts(providers []string) {
 		if a.BaseURL != "" {
 			u, err := url.Parse(a.BaseURL)
 			if err != nil || u.Scheme == "" || (u.Host == "" && u.Path == "") {
-				p.add(key("base_url"), "%q is not a URL with a scheme, such as \"https://api.example.com\"", a.BaseURL)
+				p.add(key("base_url"), "%q is not a URL with a scheme, such as \"https://api.example.com\" or \"smtp://mail.example.com:25\"", a.BaseURL)
 			} else if u.User != nil {
 				p.add(key("base_url"), "must not hold a password: use api_key_file")
 			}
@@ -363,6 +365,7 @@ func (c *Config) validateRest(root map[string]any) {
 		}
 	}
 	c.Admin.Socket = c.Path(c.Admin.Socket)
+	c.socketMode("admin.socket_mode", c.Admin.SocketMode)
 	if c.Admin.Address != "" && c.hostPort("admin.address", c.Admin.Address) {
 		if c.Admin.PasswordHash == "" || c.Admin.CertFile == "" && len(c.Admin.ACME) == 0 {
 			p.add("admin.address", "%s is reachable from other machines: it needs cert_file and key_file, or acme, and password_hash", c.Admin.Address)
@@ -441,6 +444,21 @@ func (c *Config) hostPort(key, addr string) (public bool) {
 		return true
 	}
 	return !ip.IsLoopback()
+}
+
+func (c *Config) socketMode(key, s string) {
+	if _, err := ParseMode(s); s != "" && err != nil {
+		c.problems.add(key, "%v", err)
+	}
+}
+
+// ParseMode reads the mode of a socket's file.
+func ParseMode(s string) (os.FileMode, error) {
+	n, err := strconv.ParseUint(s, 8, 32)
+	if err != nil || n > 0o777 {
+		return 0, fmt.Errorf("%q is not an octal file mode such as \"0660\"", s)
+	}
+	return os.FileMode(n), nil
 }
 
 func (c *Config) webURL(key, s string) {
@@ -532,6 +550,7 @@ func (c *Config) secrets(key string, values, files, envs []string) []secret.Stri
 			continue
 		}
 		out = append(out, secret.New(v))
+		c.warnOpen(key)
 	}
 	for _, f := range files {
 		s, err := c.secretFile(key+"_file", f)
@@ -568,6 +587,16 @@ func (c *Config) secretFile(key, name string) (secret.String, error) {
 		}
 	}
 	return s, err
+}
+
+// warnOpen tells, once, that a secret stands in a configuration file that everybody can read.
+func (c *Config) warnOpen(key string) {
+	fi, err := os.Stat(c.File)
+	if err != nil || fi.Mode().Perm()&0o004 == 0 || c.saidOpen {
+		return
+	}
+	c.saidOpen = true
+	c.problems.warn(key, "%s can be read by every user of this machine: chmod 0640 it, or put the secret into a file of its own (%s_file)", c.File, last(key))
 }
 
 func one(s string) []string {

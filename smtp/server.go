@@ -99,6 +99,15 @@ func (s *Server) Listen() error {
 	return nil
 }
 
+// ListenError is a listener that could not be opened.
+type ListenError struct {
+	Listener string
+	Err      error
+}
+
+func (e *ListenError) Error() string { return "listener " + e.Listener + ": " + e.Err.Error() }
+func (e *ListenError) Unwrap() error { return e.Err }
+
 // openMissing opens what gen names and s does not have yet.
 func (s *Server) openMissing(gen *generation) ([]*port, error) {
 	var opened []*port
@@ -112,7 +121,7 @@ func (s *Server) openMissing(gen *generation) ([]*port, error) {
 			for _, p := range opened {
 				p.close()
 			}
-			return nil, fmt.Errorf("listener %s: %w", l.Name, err)
+			return nil, &ListenError{l.Name, err}
 		}
 		for _, sock := range p.socks {
 			gen.cfg.Log.Info(logListening, "listener", l.Name, "address", sock.Addr().String())

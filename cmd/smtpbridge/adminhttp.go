@@ -43,14 +43,14 @@ func (b *Bridge) listenAdmin(cfg *config.Config, activated map[string][]net.List
 	mux.Handle("/", health)
 	ln, err := listen("unix:"+cfg.Admin.Socket, cfg.Admin.SocketMode, activated)
 	if err != nil {
-		return fmt.Errorf("admin.socket: %w", err)
+		return atKey(cfg, "admin.socket", err)
 	}
 	b.adminLn = append(b.adminLn, adminSocket{ln, mux})
 	if cfg.Admin.Address == "" || !b.roles.has(roleAdmin) {
 		return nil
 	}
 	if ln, err = listen(cfg.Admin.Address, "", activated); err != nil {
-		return fmt.Errorf("admin.address: %w", err)
+		return atKey(cfg, "admin.address", err)
 	}
 	b.adminLn = append(b.adminLn, adminSocket{ln, b.guard.Wrap(health, admin.Handler(admin.Discreet(svc, svc.Preview)), dash.Handler())}) // closed with the bridge from here on
 	tc, err := b.makeAdminTLS(cfg)

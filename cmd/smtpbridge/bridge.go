@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -107,7 +106,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	}
 	b.store, err = store.Open(ctx, store.Options{Dir: cfg.DataDir, URL: cfg.Store.URL, MinFree: minFree(cfg), Fresh: freshBytes, Log: b.log, KeepBodies: cfg.Retention.Bodies.D(), Lease: cfg.Store.Lease.D()})
 	if err != nil {
-		return nil, fmt.Errorf("open the store in %s: %w", cfg.DataDir, err)
+		return nil, atKey(cfg, storeKey(cfg, err), err)
 	}
 	if err = b.join(ctx); err != nil {
 		return nil, err
@@ -156,7 +155,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 	}
 	if b.roles.has(roleSMTP) {
 		if err = b.smtp.Listen(); err != nil {
-			return nil, err
+			return nil, atKey(cfg, listenerKey(cfg, err), err)
 		}
 	}
 	if hc := b.webhookConfig(b.parts); b.roles.has(roleWebhook) && cfg.Webhook.Address != "" && len(hc.Accounts) > 0 {
@@ -164,7 +163,7 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 			return nil, err
 		}
 		if b.hookLn, err = listen(cfg.Webhook.Address, "", o.Activated); err != nil {
-			return nil, fmt.Errorf("webhook.address: %w", err)
+			return nil, atKey(cfg, "webhook.address", err)
 		}
 	}
 	if b.roles.has(roleSink) {
@@ -185,11 +184,8 @@ func NewBridge(ctx context.Context, file string, o BridgeOptions) (_ *Bridge, er
 // load reads the file.
 func (b *Bridge) load() (*config.Config, int64, error) {
 	text, err := os.ReadFile(b.file)
-	if errors.Is(err, fs.ErrNotExist) {
-		_, err := config.Load(b.file, nil) // says what to do
-		return nil, 0, err
-	}
 	if err != nil {
+		_, err := config.Load(b.file, nil) // says what to do
 		return nil, 0, err
 	}
 	cfg, err := config.Parse(b.file, string(text), b.registry.Names())
@@ -447,7 +443,7 @@ func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Liste
 			}
 			sl.TLSConfig = serverTLS(get, tlsVersions[l.MinTLS])
 		}
-		mode, err := socketMode(l.SocketMode)
+		mode, err := config.ParseMode(l.SocketMode)
 		if err != nil {
 			return c, config.Problems{cfg.Problem(fmt.Sprintf("listener[%d].socket_mode", i), err)}
 		}
@@ -461,14 +457,6 @@ func (b *Bridge) smtpConfig(cfg *config.Config, activated map[string][]net.Liste
 }
 
 var tlsVersions = map[string]uint16{"1.0": tls.VersionTLS10, "1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
-
-func socketMode(s string) (os.FileMode, error) {
-	n, err := strconv.ParseUint(s, 8, 32)
-	if err != nil || n > 0o777 {
-		return 0, fmt.Errorf("%q is not an octal file mode such as \"0660\"", s)
-	}
-	return os.FileMode(n), nil
-}
 
 // webhookConfig leaves out accounts whose requests could not be told from forged ones: their paths answer 404.
 func (b *Bridge) webhookConfig(p *parts) webhookd.Config {
@@ -567,7 +555,7 @@ func (b *Bridge) makeSinks(cfg *config.Config) ([]sink.Sink, error) {
 			URL: f.URL, Secrets: []secret.String{f.Key}, AllowLocal: f.AllowLocal, Client: client, Lanes: forwardLanes, Log: b.log,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("events.forward[%d]: %w", i, err)
+			return nil, atKey(cfg, fmt.Sprintf("events.forward[%d]", i), err)
 		}
 		list = append(list, s)
 	}
@@ -602,7 +590,7 @@ func listen(address, mode string, activated map[string][]net.Listener) (net.List
 	if err != nil {
 		return nil, err
 	}
-	m, err := socketMode(mode)
+	m, err := config.ParseMode(mode)
 	if err == nil {
 		err = os.Chmod(path, m)
 	}

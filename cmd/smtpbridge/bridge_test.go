@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -35,11 +36,12 @@ func TestStartFailures(t *testing.T) {
 	}
 	defer taken.Close()
 	for _, tt := range []struct{ name, listener, more, want string }{
-		{"smtp port taken", taken.Addr().String(), "[webhook]\naddress = \"\"\n", "address already in use"},
-		{"webhook port taken", "127.0.0.1:0", fmt.Sprintf("[webhook]\naddress = %q\n", taken.Addr()), "webhook.address: "},
+		{"smtp port taken", taken.Addr().String(), "[webhook]\naddress = \"\"\n", "listener[0].address: listen tcp " + taken.Addr().String() + ": bind: address already in use: another process has it"},
+		{"webhook port taken", "127.0.0.1:0", fmt.Sprintf("[webhook]\naddress = %q\n", taken.Addr()), "webhook.address: listen tcp"},
 		{"event file is a directory", "127.0.0.1:0", "[webhook]\naddress = \"\"\n[events]\nfile = \".\"\n", "events.file: "},
-		{"no socket from systemd", "systemd:smtp", "[webhook]\naddress = \"\"\n", "smtp"},
-		{"admin socket in no directory", "127.0.0.1:0", "[webhook]\naddress = \"\"\n[admin]\nsocket = \"nowhere/admin.sock\"\n", "admin.socket: "},
+		{"no socket from systemd", "systemd:smtp", "[webhook]\naddress = \"\"\n", `listener[0].address: systemd passed no socket named "smtp"`},
+		{"admin socket in no directory", "127.0.0.1:0", "[webhook]\naddress = \"\"\n[admin]\nsocket = \"nowhere/admin.sock\"\n", "admin.socket: listen unix"},
+		{"no database server", "127.0.0.1:0", "[webhook]\naddress = \"\"\n[store]\nurl = \"postgres://bridge:hidden-word@127.0.0.1:1/db\"\n", "store.url: failed to connect"},
 		{"bad retry", "127.0.0.1:0", "[delivery]\nretry = \"soon\"\n", "delivery.retry: "},
 		{"empty retry", "127.0.0.1:0", "[delivery]\nretry = \"\"\n", "delivery.retry: "},
 	} {
@@ -48,6 +50,9 @@ func TestStartFailures(t *testing.T) {
 			_, err := NewBridge(t.Context(), writeConfig(t, dir, tt.listener, tt.more), quiet())
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("got %v, want %q", err, tt.want)
+			}
+			if !regexp.MustCompile(`^[^\n]*bridge\.toml:[0-9]+: [^\n]*$`).MatchString(err.Error()) || strings.Contains(err.Error(), "hidden-word") {
+				t.Errorf("not one line with file and line number, or a secret in it: %v", err)
 			}
 			// The same directory works at once with a good configuration.
 			b, err := NewBridge(t.Context(), writeConfig(t, dir, "127.0.0.1:0", "[webhook]\naddress = \"\"\n"), quiet())

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -133,6 +134,9 @@ func makeAccount(cfg *config.Config, a *config.Account, reg providers.Registry, 
 	}
 	if a.Key.Empty() && !info.Local {
 		return nil, config.Problems{a.Problem("api_key", errors.New("missing: "+info.Title+" needs api_key_file, api_key or api_key_env"))}
+	}
+	if u, err := url.Parse(a.BaseURL); a.BaseURL != "" && !info.Local && (err != nil || u.Scheme != "https" && u.Scheme != "http") {
+		return nil, config.Problems{a.Problem("base_url", fmt.Errorf("%q is not the http or https URL of an API", a.BaseURL))}
 	}
 	concurrent := a.MaxConcurrent
 	if concurrent == 0 {

@@ -37,13 +37,7 @@ whether the key and the sender domains are good, and the CA of [acme] whether it
 		var problems config.Problems
 		if errors.As(err, &problems) {
 			fmt.Fprintln(c.ErrOrStderr(), problems.Error())
-			n := 0
-			for _, pr := range problems {
-				if !pr.Warning {
-					n++
-				}
-			}
-			return fmt.Errorf("%s: %s", *file, plural(n, "error"))
+			return fmt.Errorf("%s: %s", *file, plural(problems.Errors(), "error"))
 		}
 		if err != nil {
 			return err
@@ -54,7 +48,7 @@ whether the key and the sender domains are good, and the CA of [acme] whether it
 		if p.cfg.Webhook.Address != "" {
 			_, skipped := hookAccounts(p)
 			for _, err := range skipped {
-				fmt.Fprintf(c.ErrOrStderr(), "%s: warning: webhooks of this account are not served: %v\n", *file, err)
+				fmt.Fprintf(c.ErrOrStderr(), "%s: warning: its webhooks are not served: %v\n", *file, err)
 			}
 		}
 		out := c.OutOrStdout()

@@ -6,6 +6,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"smtpbridge/config"
 )
 
 // Exit codes of all commands but sendmail, which uses more of sysexits.h.
@@ -96,14 +99,44 @@ func helpOrUnknown(c *cobra.Command, args []string) error {
 	return usageError(c, "there is no command %q", args[0])
 }
 
-// usageArgs makes a wrong number of arguments a usage error.
+// usageArgs makes a wrong number of arguments a usage error that says what is missing or too much.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usageError(c, "%w", err)
+		_, takes, _ := strings.Cut(c.Use, " ")
+		switch err := check(c, args); {
+		case err == nil:
+			return nil
+		case len(args) == 0:
+			return usageError(c, "%s is missing", takes)
+		case takes == "":
+			return usageError(c, "%q is too much: %s takes no arguments", args[0], c.CommandPath())
 		}
-		return nil
+		return usageError(c, "%q is too much: %s takes %s", args[len(args)-1], c.CommandPath(), takes)
 	}
+}
+
+// flagError is a flag that cannot be understood, without the words of the library that read it.
+func flagError(c *cobra.Command, err error) error {
+	text, _, _ := strings.Cut(err.Error(), ": strconv.")
+	name, ok := strings.CutPrefix(text, "unknown flag: --")
+	if !ok {
+		return usageError(c, "%s", text)
+	}
+	known := map[string]bool{}
+	c.Flags().VisitAll(func(f *pflag.Flag) { known[f.Name] = true })
+	if near := config.Closest(name, known); near != "" {
+		return usageError(c, "%s; did you mean --%s?", text, near)
+	}
+	return usageError(c, "%s", text)
+}
+
+// noAccount says which accounts there are.
+func noAccount(name string, cfg *config.Config) error {
+	known := make([]string, len(cfg.Accounts))
+	for i, a := range cfg.Accounts {
+		known[i] = a.Name
+	}
+	return fmt.Errorf("there is no account %q; there are: %s", name, strings.Join(known, ", "))
 }
 
 func configFlag(c *cobra.Command) *string {

@@ -43,7 +43,7 @@ public form, one object a line), dsn (the fields of RFC 3464).`,
 		}
 		q.Kind = event.Kind(kind)
 		if kind != "" && !q.Kind.Known() {
-			return usageError(c, "--event %q is no kind of event", kind)
+			return usageError(c, "--event %q is not one of %s", kind, strings.Trim(fmt.Sprint(event.Kinds), "[]"))
 		}
 		if !slices.Contains(dsn.Formats, format) {
 			return usageError(c, "--format %q is not one of %s", format, strings.Join(dsn.Formats, ", "))

@@ -78,7 +78,7 @@ bridge.toml.example, run "smtpbridge check" and "smtpbridge serve".`,
 		Args:          cobra.ArbitraryArgs,
 		RunE:          helpOrUnknown,
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usageError(c, "%w", err) })
+	root.SetFlagErrorFunc(flagError)
 	root.SetHelpTemplate(helpTemplate)
 	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.AddGroup(groups...)
@@ -98,7 +98,7 @@ bridge.toml.example, run "smtpbridge check" and "smtpbridge serve".`,
 		case "help":
 			c.Short, c.Example = "print the help of a command", "  smtpbridge help queue list"
 		case "completion":
-			c.Short = "make a completion script for a shell"
+			c.Short, c.Args, c.RunE = "make a completion script for a shell", cobra.ArbitraryArgs, helpOrUnknown
 			for _, shell := range c.Commands() {
 				shell.Short, shell.Example = "for "+shell.Name(), "  smtpbridge completion "+shell.Name()
 			}

@@ -151,7 +151,7 @@ func (b *Bridge) eventSinks(cfg *config.Config) ([]sink.Sink, error) {
 	if cfg.Events.File != "stdout" {
 		f, err := sink.NewNodeFile(cfg.Events.File, b.store.Node())
 		if err != nil {
-			return nil, fmt.Errorf("events.file: %w", err)
+			return nil, atKey(cfg, "events.file", err)
 		}
 		s = f
 	}

@@ -58,7 +58,7 @@ func serve(ctx context.Context, file string, r roles) error {
 	if err != nil {
 		var problems config.Problems
 		if errors.As(err, &problems) {
-			return fmt.Errorf("%w\nthe bridge does not start with a wrong configuration", err)
+			return fmt.Errorf("%w\n%s: %s: the bridge does not start", err, file, plural(problems.Errors(), "error"))
 		}
 		return err
 	}

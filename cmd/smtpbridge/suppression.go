@@ -481,7 +481,7 @@ func importFromESP(ctx context.Context, file, account string, in *importer) erro
 	defer p.close()
 	a := p.accounts[account]
 	if a == nil {
-		return fmt.Errorf("there is no account %q", account)
+		return noAccount(account, p.cfg)
 	}
 	lister, ok := a.Provider.(providers.SuppressionLister)
 	if !ok {

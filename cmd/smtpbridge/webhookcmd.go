@@ -39,7 +39,7 @@ call the URL before they take it, so the bridge has to be running and reachable 
 		defer p.close()
 		a := p.accounts[args[0]]
 		if a == nil {
-			return fmt.Errorf("there is no account %q", args[0])
+			return noAccount(args[0], p.cfg)
 		}
 		return setupWebhook(c.Context(), c.OutOrStdout(), p, a, *apply)
 	}
