@@ -239,6 +239,7 @@ type Job struct {
 	Attempts  int       `json:"attempts"`
 	Expires   time.Time `json:"expires"`
 	LastError string    `json:"last_error,omitempty"`
+	Waits     string    `json:"waits,omitempty"` // why it is not done when it is due: its account is paused or stopped
 }
 
 // Attempt is one API call that was made.

@@ -1,10 +1,12 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -125,7 +127,33 @@ func (s *Service) Mail(ctx context.Context, id string) (*Detail, error) {
 	if err != nil {
 		return nil, notFound(err, "mail", id)
 	}
-	return detailView(d), nil
+	out := detailView(d)
+	if len(out.Jobs) == 0 {
+		return out, nil
+	}
+	states, err := s.Store.Accounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range out.Jobs {
+		out.Jobs[i].Waits = waits(out.Jobs[i].Account, envelope.Domain(cmp.Or(out.FromHeader, out.From)), states)
+	}
+	return out, nil
+}
+
+// waits says why mail from a domain does not leave through an account, "" when it does.
+func waits(account, domain string, states []store.AccountState) string {
+	for _, a := range states {
+		if a.Account != account || a.Domain != "" && a.Domain != domain || !slices.Contains([]string{"paused", "probing", "stopped"}, a.State) {
+			continue
+		}
+		why := "the account is " + a.State
+		if a.Reason != "" {
+			why += ": " + a.Reason
+		}
+		return why
+	}
+	return ""
 }
 
 // Trace implements API.

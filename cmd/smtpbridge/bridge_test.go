@@ -115,6 +115,9 @@ func TestAdminSocket(t *testing.T) {
 		t.Fatalf("queue %+v, %v", mails, err)
 	}
 	id := mails[0].ID
+	if m, err := c.Mail(t.Context(), id); err != nil || len(m.Jobs) != 1 || m.Jobs[0].Waits != "the account is stopped: test" {
+		t.Errorf("why it waits: %+v, %v", m, err)
+	}
 	for _, a := range []admin.Action{admin.Hold, admin.Release, admin.Retry, admin.Delete} {
 		if err := c.Act(t.Context(), id, a, ""); err != nil {
 			t.Errorf("%s: %v", a, err)

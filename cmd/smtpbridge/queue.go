@@ -274,7 +274,11 @@ func printDetail(out io.Writer, d *admin.Detail) error {
 		t.row(cell{"To", bold}, cell{r.Addr + ": " + rcptLine(r), cmp.Or(tones[string(r.Last)], tones[r.State])})
 	}
 	for _, j := range d.Jobs {
-		text := fmt.Sprintf("%s by %s at %s, %s so far, gives up %s", shortList(j.Rcpts, 3), j.Account, stamp(j.NextAt), plural(j.Attempts, "attempt"), stamp(j.Expires))
+		when := fmt.Sprintf("at %s, %s so far, gives up %s", stamp(j.NextAt), plural(j.Attempts, "attempt"), stamp(j.Expires))
+		if j.Waits != "" {
+			when = fmt.Sprintf("as soon as it sends again, %s so far; %s", plural(j.Attempts, "attempt"), j.Waits)
+		}
+		text := fmt.Sprintf("%s by %s %s", shortList(j.Rcpts, 3), j.Account, when)
 		if j.LastError != "" {
 			text += "; " + j.LastError
 		}
