@@ -47,7 +47,7 @@ crash: build ## kill -9 under load, many rounds, with a ledger
 	$(GO) test -count=1 -timeout 60m -run TestKill ./test -kills 200 -kill-mails 10000
 
 nodes: build ## three nodes on one PostgreSQL: kill -9, failure of the database, a cut network
-	$(GO) test -count=1 -timeout 30m -v -run 'TestNodes|TestRoles|TestMoveToPostgres|TestCutOff|TestSharedRate|TestRollingUpgrade' ./test -node-mails 10000
+	$(GO) test -count=1 -timeout 30m -v -run 'TestNodes|TestRoles|TestMoveToPostgres|TestCutOff|TestSharedRate|TestLeaders|TestRollingUpgrade' ./test -node-mails 10000
 
 bench-nodes: build ## one node and three on one PostgreSQL, see docs/scaling.md
 	$(GO) test -count=1 -timeout 20m -v -run TestBenchNodes ./test -bench-nodes 3000

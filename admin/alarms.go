@@ -21,6 +21,7 @@ const (
 	// SilenceAfter is how long an account that had webhooks before may send mail without getting one.
 	SilenceAfter = 24 * time.Hour
 	alarmEvery   = 30 * time.Second
+	followEvery  = 2 * time.Second // how soon the work of a process that died is taken over
 )
 
 // Names of alarms.
@@ -83,7 +84,7 @@ type Alarms struct {
 	looking sync.Mutex // one Look at a time; what follows is its own
 	loaded  bool
 	saved   string
-	unsaid  []event.Event // that could not be stored yet
+	unsaid  []event.Event // events that follow from raised and are not stored for certain
 }
 
 // traffic is what an account sent and what came back.
@@ -92,10 +93,11 @@ type traffic struct {
 	FirstSent time.Time `json:"first_sent"` // first accepted call after it
 }
 
-// memory is what outlives a restart.
+// memory is what outlives a restart, and goes on to the next process that leads.
 type memory struct {
 	Raised []Alarm             `json:"raised"`
 	Hooks  map[string]*traffic `json:"hooks"`
+	Unsaid []event.Event       `json:"unsaid,omitempty"`
 }
 
 // Sent notes an accepted call of an account.
@@ -140,14 +142,16 @@ func (a *Alarms) Raised() []Alarm {
 
 // Run looks at the conditions until ctx ends.
 func (a *Alarms) Run(ctx context.Context) error {
-	t := time.NewTicker(alarmEvery)
-	defer t.Stop()
 	for {
 		a.Look(ctx)
+		every := alarmEvery
+		if a.Lead != nil && !a.Lead(ctx) {
+			every = followEvery
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-t.C:
+		case <-time.After(every):
 		}
 	}
 }
@@ -340,6 +344,7 @@ func (a *Alarms) load(ctx context.Context) {
 	a.loaded, a.saved = true, text
 	var m memory
 	if a.Lead != nil {
+		a.unsaid = nil
 		a.mu.Lock()
 		a.raised = nil
 		a.mu.Unlock()
@@ -349,7 +354,7 @@ func (a *Alarms) load(ctx context.Context) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.raised = map[string]Alarm{}
+	a.raised, a.unsaid = map[string]Alarm{}, append(m.Unsaid, a.unsaid...)
 	for _, al := range m.Raised {
 		a.raised[al.key()] = al
 		if a.Metrics != nil {
@@ -366,27 +371,39 @@ func (a *Alarms) load(ctx context.Context) {
 	}
 }
 
-// save stores the events, and then what shall outlive a restart. What fails is tried again at the next look: an event
-// stored twice is one.
+// save stores what shall outlive this process, then the events that follow from it, then that they are stored. Whoever goes on after any of
+// these steps stores the same events again, and an event stored twice is one: what a process that leads no more would say is refused
+// with the first step. What fails is tried again at the next look.
 func (a *Alarms) save(ctx context.Context) {
-	if len(a.unsaid) > 0 {
-		if _, err := a.Store.Record(ctx, nil, a.unsaid...); err != nil {
-			if ctx.Err() == nil {
-				a.Log.Error("alarm.not_stored", "events", len(a.unsaid), "err", err)
-			}
-			return
-		}
-		a.unsaid = nil
+	if !a.loaded || !a.keep(ctx) || len(a.unsaid) == 0 {
+		return
 	}
-	m := memory{Raised: a.Raised()}
+	if _, err := a.Store.Record(ctx, nil, a.unsaid...); err != nil {
+		if ctx.Err() == nil {
+			a.Log.Error("alarm.not_stored", "events", len(a.unsaid), "err", err)
+		}
+		return
+	}
+	a.unsaid = nil
+	a.keep(ctx)
+}
+
+// keep stores the memory, if it is another one than that which is stored.
+func (a *Alarms) keep(ctx context.Context) bool {
+	m := memory{Raised: a.Raised(), Unsaid: a.unsaid}
 	a.mu.Lock()
 	m.Hooks = a.hooks
 	text, err := json.Marshal(m)
 	a.mu.Unlock()
-	if err != nil || string(text) == a.saved || !a.loaded {
-		return
+	if err != nil {
+		return false
 	}
-	if a.Store.SetCursor(ctx, a.cursor(), string(text)) == nil {
-		a.saved = string(text)
+	if string(text) == a.saved {
+		return true
 	}
+	if a.Store.SetCursor(ctx, a.cursor(), string(text)) != nil {
+		return false
+	}
+	a.saved = string(text)
+	return true
 }

@@ -178,3 +178,60 @@ func TestAlarmWhileTheStoreIsDown(t *testing.T) {
 		t.Errorf("stored %+v", st.events)
 	}
 }
+
+// TestAlarmLeaderDies: whoever goes on where a process died, after any step of telling an alarm, tells it under the same id; one that
+// leads no more tells nothing.
+func TestAlarmLeaderDies(t *testing.T) {
+	now := time.Date(2026, 11, 2, 10, 0, 0, 0, time.UTC)
+	st := &fakeAlarmStore{}
+	st.stats.Oldest = now.Add(-2 * time.Hour)
+	leader := func(s AlarmStore) *Alarms {
+		return &Alarms{Store: s, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { now = now.Add(time.Second); return now }, Lead: func(context.Context) bool { return true }}
+	}
+	for i, writes := range []int{0, 1, 1} { // that one process after the other can still do
+		leader(&dyingStore{st, writes}).Look(t.Context())
+		if told := len(st.events) > 0; told != (i == 2) {
+			t.Errorf("process %d: told %v", i, st.events)
+		}
+	}
+	last := leader(st)
+	last.Look(t.Context())
+	last.Look(t.Context())
+	ids := map[string]bool{}
+	for _, e := range st.events {
+		ids[e.ProviderEvent+e.ID] = true
+	}
+	if len(ids) != 1 || len(st.events) != 2 {
+		t.Errorf("one alarm has the events %v", st.events)
+	}
+	if strings.Contains(st.cursors["alarms"], "unsaid") {
+		t.Errorf("what was told is kept: %s", st.cursors["alarms"])
+	}
+}
+
+// dyingStore takes so many writes, then no more.
+type dyingStore struct {
+	*fakeAlarmStore
+	writes int
+}
+
+func (d *dyingStore) write() error {
+	if d.writes--; d.writes < 0 {
+		return store.ErrStale
+	}
+	return nil
+}
+
+func (d *dyingStore) Record(ctx context.Context, raw *store.RawRequest, evs ...event.Event) (int, error) {
+	if err := d.write(); err != nil {
+		return 0, err
+	}
+	return d.fakeAlarmStore.Record(ctx, raw, evs...)
+}
+
+func (d *dyingStore) SetCursor(ctx context.Context, name, value string) error {
+	if err := d.write(); err != nil {
+		return err
+	}
+	return d.fakeAlarmStore.SetCursor(ctx, name, value)
+}

@@ -30,6 +30,7 @@ const (
 
 const (
 	lookEvery   = time.Minute
+	followEvery = 2 * time.Second  // how soon the work of a process that died is taken over
 	notedEvery  = 10 * time.Minute // how often a webhook is noted durably
 	callTimeout = time.Minute
 	// maxLooks is how often an ESP is asked about one recipient, at ever longer intervals.
@@ -153,18 +154,35 @@ func (r *Runner) Missing() map[string]int {
 
 // Run looks at every account until ctx ends.
 func (r *Runner) Run(ctx context.Context) error {
-	t := time.NewTicker(lookEvery)
-	defer t.Stop()
-	for {
+	look, follow := time.NewTicker(lookEvery), time.NewTicker(followEvery)
+	defer look.Stop()
+	defer follow.Stop()
+	r.Look(ctx)
+	for r.rest(ctx, look.C, follow.C) {
 		r.Look(ctx)
+	}
+	r.noteAll(ctx)
+	return nil
+}
+
+// rest waits for the time of the next look, or until the work of a process that died is ours. False: ctx ended.
+func (r *Runner) rest(ctx context.Context, look, follow <-chan time.Time) bool {
+	led := r.leads(ctx)
+	for {
 		select {
 		case <-ctx.Done():
-			r.noteAll(ctx)
-			return nil
-		case <-t.C:
+			return false
+		case <-look:
+			return true
+		case <-follow:
+			if !led && r.leads(ctx) {
+				return true
+			}
 		}
 	}
 }
+
+func (r *Runner) leads(ctx context.Context) bool { return r.Lead == nil || r.Lead(ctx) }
 
 // Look asks what is to be asked now, account by account: none waits long for another.
 func (r *Runner) Look(ctx context.Context) {
@@ -183,9 +201,11 @@ func (r *Runner) look(ctx context.Context, a Account) error {
 	if err := r.note(ctx, a.Name, notedEvery); err != nil {
 		return err
 	}
-	if r.Lead != nil && !r.Lead(ctx) {
+	if !r.leads(ctx) {
 		r.mu.Lock()
-		r.of(a.Name).silent = 0 // the one that asks tells
+		s := r.of(a.Name)
+		s.silent = 0   // the one that asks tells
+		s.read = false // webhooks may come to another one alone
 		r.mu.Unlock()
 		return nil
 	}

@@ -279,3 +279,24 @@ func TestRunEnds(t *testing.T) {
 		t.Errorf("noted %q, %v", v, err)
 	}
 }
+
+// TestNewLeader: a process that begins to lead asks about an account whose webhooks came to another process alone.
+func TestNewLeader(t *testing.T) {
+	e := &esp{poll: func(func([]event.Event) error) ([]byte, error) { return []byte("1"), nil }}
+	b := newBench(t, polling{e})
+	leads := false
+	b.r.Lead = func(context.Context) bool { return leads }
+	b.r.Look(t.Context())
+	if err := b.st.SetCursor(t.Context(), shownName("a"), b.now.Format(time.RFC3339)); err != nil { // as the other one does
+		t.Fatal(err)
+	}
+	b.r.Look(t.Context())
+	if len(e.polls) != 0 {
+		t.Error("a process that does not lead asks")
+	}
+	leads = true
+	b.r.Look(t.Context())
+	if len(e.polls) != 1 {
+		t.Errorf("the new leader asked %d times", len(e.polls))
+	}
+}

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -16,6 +17,7 @@ type load struct {
 	want  int64    // so many are to be accepted
 	from  []string // domains of the senders, at random
 	first int64    // number of the first mail
+	to    string   // "" = r@example.net
 
 	mu      sync.Mutex
 	acked   map[string]bool // by the number in the subject
@@ -50,6 +52,7 @@ func (l *load) accepted() []string {
 
 func (l *load) client(w int, addrs []string) {
 	rnd := rand.New(rand.NewPCG(uint64(w), 1))
+	to := cmp.Or(l.to, "r@example.net")
 	var c *smtpConn
 	deadline := time.Now().Add(3 * time.Minute)
 	for at := w; l.count.Load() < l.want && !l.ended.Load(); {
@@ -75,8 +78,8 @@ func (l *load) client(w int, addrs []string) {
 		if rnd.IntN(50) == 0 {
 			body = strings.Repeat(body, 200) // too large for one row
 		}
-		mail := fmt.Sprintf("From: <app@%s>\r\nTo: <r@example.net>\r\nSubject: %s\r\nMessage-ID: <%s@load>\r\nDate: Mon, 02 Nov 2026 10:00:00 +0000\r\n\r\n%s", domain, key, key, body)
-		ok, err := c.send("app@"+domain, []string{"r@example.net"}, mail)
+		mail := fmt.Sprintf("From: <app@%s>\r\nTo: <%s>\r\nSubject: %s\r\nMessage-ID: <%s@load>\r\nDate: Mon, 02 Nov 2026 10:00:00 +0000\r\n\r\n%s", domain, to, key, key, body)
+		ok, err := c.send("app@"+domain, []string{to}, mail)
 		if ok {
 			l.mu.Lock()
 			l.acked[key] = true

@@ -49,6 +49,8 @@ type farm struct {
 	listen string
 	mpMore string // more settings of account mp
 
+	referenceTag bool // without it there are no look-ups: they would settle a lost answer only after ten minutes
+
 	mu sync.Mutex
 }
 
@@ -145,7 +147,7 @@ api_key = "sp-token-0123456789"
 base_url = %q
 max_concurrent = %d
 [account.options]
-reference_tag = false # no look-ups: they would settle a lost answer only after ten minutes
+reference_tag = %v
 [[route]]
 senders = ["mp.example.com"]
 accounts = ["mp"]
@@ -160,12 +162,22 @@ address = ""
 level = "info"
 [events]
 file = "events.jsonl"
-%s`, len(f.nodes)+1, dir, url, nodeLease, host, port, f.mpMore, f.esp["mp"], inFlight, f.esp["sp"], inFlight, more))
+%s`, len(f.nodes)+1, dir, url, nodeLease, host, port, f.mpMore, f.esp["mp"], inFlight, f.esp["sp"], inFlight, f.referenceTag, more))
 	b.wrap, b.args = wrap, args
 	b.start()
 	f.nodes = append(f.nodes, b)
 	f.smtp = append(f.smtp, fmt.Sprintf("%s:%d", host, port))
 	return b
+}
+
+// node is the bridge's name among those that share its store.
+func (b *bridge) node() string {
+	b.t.Helper()
+	name, err := os.ReadFile(filepath.Join(b.dir, "node"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(name))
 }
 
 func (f *farm) forward() string {
@@ -246,10 +258,7 @@ func (f *farm) leads(prefix string) int {
 	until(f.t, 20*time.Second, prefix+" is led by a node", func() bool {
 		for _, n := range f.living() {
 			if slices.ContainsFunc(n.Leads, func(name string) bool { return strings.HasPrefix(name, prefix) }) {
-				at = slices.IndexFunc(f.nodes, func(b *bridge) bool {
-					name, err := os.ReadFile(filepath.Join(b.dir, "node"))
-					return err == nil && strings.TrimSpace(string(name)) == n.Name
-				})
+				at = slices.IndexFunc(f.nodes, func(b *bridge) bool { return b.node() == n.Name })
 			}
 		}
 		return at >= 0

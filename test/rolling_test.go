@@ -79,6 +79,7 @@ func TestRollingUpgrade(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs three nodes")
 	}
+	t.Parallel()
 	next, schema := nextVersion(t)
 	f := newFarm(t, "", pgtest.Options{})
 	for range min(2+*nodeMails/1000, 3) {

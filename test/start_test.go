@@ -16,6 +16,7 @@ func TestEndWhileStarting(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs PostgreSQL")
 	}
+	t.Parallel()
 	f := newFarm(t, "", pgtest.Options{})
 	b := f.add("")
 	b.stop()

@@ -198,8 +198,10 @@ func (p *provider) file(m *translate.Mail, rcpt string) string {
 	return fmt.Sprintf("%d.%s_%s.%s", m.Env.Received.Unix(), p.stem(m), hex.EncodeToString(sum[:6]), p.host)
 }
 
-// delivered looks for a name in new/, and in cur/ where readers append flags to it.
+// delivered looks for a name in new/, and in cur/ where readers append flags to it. Another bridge that shares the queue and the
+// folder may have written the file under its own host name.
 func (p *provider) delivered(file string) (bool, error) {
+	anyHost := strings.TrimSuffix(file, p.host)
 	for _, sub := range []string{"new", "cur"} {
 		if _, err := os.Lstat(filepath.Join(p.dir, sub, file)); err == nil {
 			return true, nil
@@ -211,7 +213,7 @@ func (p *provider) delivered(file string) (bool, error) {
 		for {
 			names, err := d.Readdirnames(4096)
 			for _, n := range names {
-				if strings.HasPrefix(n, file+":") {
+				if strings.HasPrefix(n, anyHost) {
 					d.Close()
 					return true, nil
 				}

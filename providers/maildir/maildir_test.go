@@ -106,6 +106,18 @@ func TestOnce(t *testing.T) {
 	if o, found, err := p.Find(t.Context(), m, time.Time{}); found != providers.Present || err != nil || o.Rcpts[0].Verdict != providers.Accepted {
 		t.Errorf("got %+v, %v, %v", o, found, err)
 	}
+	// So is it by another bridge, with its own host name.
+	other := *p
+	other.host = "other"
+	if _, err := other.Send(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if again := files(t, filepath.Join(dir, "new")); len(again) != 0 {
+		t.Errorf("delivered twice: %q", again)
+	}
+	if _, found, err := other.Find(t.Context(), m, time.Time{}); found != providers.Present || err != nil {
+		t.Errorf("another bridge found %v, %v", found, err)
+	}
 	// Another call about the same mail is another delivery; what a crash left in tmp is no obstacle.
 	m.Ref = "other"
 	if err := os.WriteFile(filepath.Join(dir, "tmp", p.file(m, "one@example.org")), []byte("half"), 0o600); err != nil {
