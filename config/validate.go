@@ -76,6 +76,7 @@ func (c *Config) validateListeners() {
 			if !filepath.IsAbs(strings.TrimPrefix(l.Address, "unix:")) {
 				p.add(key("address"), "the path after unix: must be absolute")
 			}
+			c.socketPath(key("address"), strings.TrimPrefix(l.Address, "unix:"))
 		case strings.HasPrefix(l.Address, "systemd:"):
 			public = true // what systemd holds is not known here
 		default:
@@ -174,9 +175,7 @@ func (c *Config) validateUsers() {
 			if u.Password+u.PasswordFile+u.PasswordEnv != "" {
 				p.add(key("password_hash"), "given together with another form of the password: %v", errOneSecret)
 			}
-			if !strings.HasPrefix(u.PasswordHash, "$argon2id$") {
-				p.add(key("password_hash"), "is not an argon2id hash: make one with `smtpbridge hash-password`")
-			}
+			c.passwordHash(key("password_hash"), u.PasswordHash)
 		} else {
 			u.Secret = c.secret(key("password"), true, u.Password, u.PasswordFile, u.PasswordEnv)
 		}
@@ -365,7 +364,11 @@ func (c *Config) validateRest(root map[string]any) {
 		}
 	}
 	c.Admin.Socket = c.Path(c.Admin.Socket)
+	c.socketPath("admin.socket", c.Admin.Socket)
 	c.socketMode("admin.socket_mode", c.Admin.SocketMode)
+	if c.Admin.PasswordHash != "" {
+		c.passwordHash("admin.password_hash", c.Admin.PasswordHash)
+	}
 	if c.Admin.Address != "" && c.hostPort("admin.address", c.Admin.Address) {
 		if c.Admin.PasswordHash == "" || c.Admin.CertFile == "" && len(c.Admin.ACME) == 0 {
 			p.add("admin.address", "%s is reachable from other machines: it needs cert_file and key_file, or acme, and password_hash", c.Admin.Address)
@@ -444,6 +447,21 @@ func (c *Config) hostPort(key, addr string) (public bool) {
 		return true
 	}
 	return !ip.IsLoopback()
+}
+
+func (c *Config) passwordHash(key, hash string) {
+	if !strings.HasPrefix(hash, "$argon2id$") {
+		c.problems.add(key, "is not an argon2id hash: make one with `smtpbridge hash-password`")
+	}
+}
+
+// maxSocketPath is what the kernel takes: 108 bytes with the one that ends it (unix(7)).
+const maxSocketPath = 107
+
+func (c *Config) socketPath(key, path string) {
+	if len(path) > maxSocketPath {
+		c.problems.add(key, "the path of a socket has at most %d bytes, this one has %d: name a shorter one", maxSocketPath, len(path))
+	}
 }
 
 func (c *Config) socketMode(key, s string) {

@@ -33,6 +33,7 @@ const (
 	logLimit        = "webhook.limit"
 	logStoreFailed  = "webhook.store_failed"
 	logPanic        = "webhook.panic"
+	logNobody       = "webhook.no_account"
 	logStored       = "webhook.stored"
 )
 
@@ -146,6 +147,11 @@ func (h *Handler) dispatch(s *state, w http.ResponseWriter, r *http.Request, kin
 	case a == nil && get:
 		return s.strayFile(r.URL.Path)
 	case a == nil:
+		// The path may hold a secret in the wrong place, so it is not told. Posts elsewhere are those of scanners.
+		if wanted, _, _ := splitPath(r.URL.Path); wanted != "" {
+			h.seldom(s, &account{}, slog.LevelWarn, logNobody, "at", "/"+wanted+"/***", "peer", s.peer(r),
+				"hint", "no account of this name has its webhooks served: is the URL right that is registered at the ESP?")
+		}
 		return plain(http.StatusNotFound)
 	case kind == kindInbound && (a.inbound == nil || s.Inbox.Take == nil || !a.inboundVerifies()),
 		kind == kindWebhook && a.webhook == nil && !(get && a.getter != nil):

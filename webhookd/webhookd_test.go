@@ -379,6 +379,10 @@ func TestStatusCodes(t *testing.T) {
 	if n := len(g.mem.events()); n != 1 {
 		t.Errorf("%d events are stored, want 1: all of these posts tell the same fact", n)
 	}
+	// The posts for accounts that are not there are told, once a minute, without what may be a secret.
+	if log := g.log.String(); strings.Count(log, "msg=webhook.no_account") != 1 || !strings.Contains(log, "at=/webhook/***") || strings.Contains(log, "nobody") {
+		t.Errorf("log: %s", log)
+	}
 }
 
 func TestProviderErrorsAndStatuses(t *testing.T) {

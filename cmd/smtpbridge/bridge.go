@@ -541,21 +541,10 @@ func (b *Bridge) makeSinks(cfg *config.Config) ([]sink.Sink, error) {
 		return nil, err
 	}
 	list = append(list, own...)
-	for i, f := range cfg.Events.Forward {
-		hc, err := httpConfig(cfg, forwardLanes)
+	for i := range cfg.Events.Forward {
+		s, err := makeForward(cfg, i, b.log)
 		if err != nil {
 			return nil, err
-		}
-		hc.Public = !f.AllowLocal
-		client, err := safehttp.New(hc)
-		if err != nil {
-			return nil, err
-		}
-		s, err := sink.NewForward(sink.ForwardConfig{
-			URL: f.URL, Secrets: []secret.String{f.Key}, AllowLocal: f.AllowLocal, Client: client, Lanes: forwardLanes, Log: b.log,
-		})
-		if err != nil {
-			return nil, atKey(cfg, fmt.Sprintf("events.forward[%d]", i), err)
 		}
 		list = append(list, s)
 	}
@@ -563,6 +552,28 @@ func (b *Bridge) makeSinks(cfg *config.Config) ([]sink.Sink, error) {
 		list = append(list, b.suppressSink(cfg.Suppression))
 	}
 	return list, sink.Distinct(list)
+}
+
+// makeForward makes what tells an application the events.
+func makeForward(cfg *config.Config, i int, log *slog.Logger) (*sink.Forward, error) {
+	f := cfg.Events.Forward[i]
+	hc, err := httpConfig(cfg, forwardLanes)
+	if err != nil {
+		return nil, err
+	}
+	hc.Public = !f.AllowLocal
+	client, err := safehttp.New(hc)
+	if err != nil {
+		return nil, err
+	}
+	s, err := sink.NewForward(sink.ForwardConfig{
+		URL: f.URL, Secrets: []secret.String{f.Key}, AllowLocal: f.AllowLocal, Client: client, Lanes: forwardLanes, Log: log,
+	})
+	if err != nil {
+		key, _, _ := strings.Cut(err.Error(), " ") // "url must ...", "secret is ..."
+		return nil, config.Problems{cfg.Problem(fmt.Sprintf("events.forward[%d].%s", i, key), err)}
+	}
+	return s, nil
 }
 
 // listen opens a socket: host:port, unix:/path or systemd:NAME. A left-over unix socket that nobody answers is replaced.

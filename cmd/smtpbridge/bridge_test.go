@@ -42,6 +42,8 @@ func TestStartFailures(t *testing.T) {
 		{"no socket from systemd", "systemd:smtp", "[webhook]\naddress = \"\"\n", `listener[0].address: systemd passed no socket named "smtp"`},
 		{"admin socket in no directory", "127.0.0.1:0", "[webhook]\naddress = \"\"\n[admin]\nsocket = \"nowhere/admin.sock\"\n", "admin.socket: listen unix"},
 		{"no database server", "127.0.0.1:0", "[webhook]\naddress = \"\"\n[store]\nurl = \"postgres://bridge:hidden-word@127.0.0.1:1/db\"\n", "store.url: failed to connect"},
+		{"forward to plain http", "127.0.0.1:0", "[[events.forward]]\nurl = \"http://app.example.com/\"\nsecret = \"0123456789abcdef\"\n", "events.forward[0].url: url must begin with https://"},
+		{"forward with a short secret", "127.0.0.1:0", "[[events.forward]]\nurl = \"https://app.example.com/\"\nsecret = \"hidden-word\"\n", "events.forward[0].secret: secret is empty or too short"},
 		{"bad retry", "127.0.0.1:0", "[delivery]\nretry = \"soon\"\n", "delivery.retry: "},
 		{"empty retry", "127.0.0.1:0", "[delivery]\nretry = \"\"\n", "delivery.retry: "},
 	} {

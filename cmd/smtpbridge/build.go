@@ -68,8 +68,14 @@ func makeParts(cfg *config.Config, reg providers.Registry, generation int64, log
 		problems = append(problems, cfg.Problem("route", err))
 	}
 	problems = append(problems, checkHeaderRules(cfg)...)
-	inbound, err := p.inboundRules()
 	var ps config.Problems
+	for i := range cfg.Events.Forward {
+		if _, err := makeForward(cfg, i, log); errors.As(err, &ps) {
+			problems = append(problems, ps...)
+		}
+	}
+	inbound, err := p.inboundRules()
+	ps = nil
 	if errors.As(err, &ps) {
 		problems = append(problems, ps...)
 	}
