@@ -131,6 +131,10 @@ func (j journal) clockFuture(id string, received time.Time) {
 	j.l.Warn("clock.future", "id", id, "received", received)
 }
 
+func (j journal) clockAhead(id string) {
+	j.l.Warn("clock.ahead", "id", id)
+}
+
 func (j journal) softBounce() {
 	j.l.Warn("soft_bounce", "soft_bounce", true)
 }

@@ -27,6 +27,7 @@ type Queue interface {
 	Mails(ctx context.Context, f store.Filter) ([]store.Mail, error)
 	Detail(ctx context.Context, id string) (*store.Detail, error)
 	Hold(ctx context.Context, id, reason string) error
+	Ahead(ctx context.Context, next time.Time, n int) ([]string, error)
 	Retry(ctx context.Context, id string) error
 	Stats(ctx context.Context) (store.Stats, error)
 	Ping(ctx context.Context) error

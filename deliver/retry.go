@@ -80,6 +80,19 @@ func (s Schedule) Base(failed int) time.Duration {
 	return steps[len(steps)-1].wait
 }
 
+// longest is the longest that Wait gives.
+func (s Schedule) longest() time.Duration {
+	steps := s.steps
+	if len(steps) == 0 {
+		steps = DefaultSchedule.steps
+	}
+	var most time.Duration
+	for _, st := range steps {
+		most = max(most, st.wait)
+	}
+	return most + most/5
+}
+
 // Wait is Base with jitter of up to a fifth added, so that mails that failed together do not
 // come back together. The jitter depends on key alone: the same mail and attempt wait the same.
 func (s Schedule) Wait(failed int, key string) time.Duration {

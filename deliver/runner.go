@@ -334,12 +334,14 @@ func (r *Runner) watchAccounts(ctx context.Context) {
 func (r *Runner) tend(ctx context.Context) {
 	r.checkClock()
 	r.adoptFuture(ctx)
+	r.hasten(ctx)
 	swept := r.clock.Mono()
 	refreshed := swept
 	for r.pause(ctx, min(r.refresh, clockEvery)) {
 		if delta := r.checkClock(); delta != 0 {
 			if delta < 0 {
 				r.adoptFuture(ctx)
+				r.hasten(ctx)
 			}
 			for _, l := range r.allLanes() {
 				l.wake()
@@ -396,6 +398,37 @@ func (r *Runner) adoptFuture(ctx context.Context) {
 			f.After = m.Envelope.ID
 		}
 		if len(mails) == 0 {
+			return
+		}
+	}
+}
+
+// hasten makes mail due that was put off further than anything is put off: by a clock that ran ahead.
+func (r *Runner) hasten(ctx context.Context) {
+	most := max(r.planner.Load().c.Retry.longest(), maxThrottle, lookFor)
+	tried := map[string]bool{} // one may have been put off again, as a part of it is to be sent later
+	for ctx.Err() == nil {
+		ids, err := r.q.Ahead(ctx, r.clock.Now().Add(most+clockJump), replanBatch)
+		if err != nil {
+			r.log.storeFailed("ahead", "", err)
+			return
+		}
+		fresh := 0
+		for _, id := range ids {
+			if tried[id] {
+				continue
+			}
+			tried[id] = true
+			fresh++
+			switch err := r.q.Retry(ctx, id); {
+			case err == nil:
+				r.log.clockAhead(id)
+			case !errors.Is(err, store.ErrNotFound):
+				r.log.storeFailed("retry", "", err)
+				return
+			}
+		}
+		if fresh == 0 {
 			return
 		}
 	}

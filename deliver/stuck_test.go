@@ -170,3 +170,51 @@ func TestPauseOfAWrongClock(t *testing.T) {
 		}
 	}
 }
+
+// TestPutOffByAWrongClock: a mail that failed while the clock ran ahead is tried again when the clock is right, and not at the
+// time of the wrong one; a mail that is to be sent later waits for its time.
+func TestPutOffByAWrongClock(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("restart %t", restart), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				esp := &fake{caps: jsonCaps()}
+				esp.set(fail(providers.Transient))
+				b := newBench(t, esp)
+				defer func() { b.close() }()
+				again := func() {
+					if err := b.st.Close(); err != nil {
+						t.Fatal(err)
+					}
+					b.open()
+				}
+				clock := jumpClock{systemClock{time.Now()}, &atomic.Int64{}}
+				b.clock = clock
+				again()
+				b.cfg.Expire = 24 * time.Hour
+				b.start()
+				id := b.submit("r@r.example")
+				b.after(30 * time.Second)
+				clock.off.Store(int64(365 * 24 * time.Hour))
+				b.after(2 * time.Minute)
+				esp.set(nil)
+				before := len(esp.seen())
+				if restart {
+					b.stop()
+				}
+				clock.off.Store(0)
+				at := b.now().Add(5 * time.Hour).UTC().Format(time.RFC3339)
+				later := b.submitMail("From: x@example.com\r\nTo: r@r.example\r\nX-Smtpbridge-Send-At: "+at+"\r\n\r\nb\r\n", "r@r.example")
+				if restart {
+					again()
+					b.start()
+				}
+				b.after(time.Minute)
+				b.wantStates(id, "r=sent")
+				b.wantStates(later, "r=queued")
+				if n := len(esp.seen()); n != before+1 {
+					t.Errorf("%d calls, want one", n-before)
+				}
+			})
+		})
+	}
+}

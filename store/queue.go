@@ -907,6 +907,22 @@ func (t *tx) busy(ctx context.Context, job int64) (bool, error) {
 	return n > 0, err
 }
 
+// Ahead returns up to n mails whose turn has come once, and comes again only after next.
+func (s *Store) Ahead(ctx context.Context, next time.Time, n int) ([]string, error) {
+	var out []string
+	err := s.read().each(ctx, "SELECT DISTINCT mail_id FROM jobs WHERE held = 0 AND next_at > ? AND created <= ? LIMIT ?", []any{us(next), us(s.now()), n},
+		func(scan func(...any) error) error {
+			var id string
+			err := scan(&id)
+			out = append(out, id)
+			return err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("mails put off: %w", err)
+	}
+	return out, nil
+}
+
 // Stale returns up to n mails with jobs planned under another configuration than generation (it is a
 // fingerprint: an older one may be the greater number) and not being delivered at the moment.
 func (s *Store) Stale(ctx context.Context, generation int64, n int) ([]string, error) {
