@@ -3,7 +3,12 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 )
 
 func sqliteEngine(t *testing.T) (Options, opener) {
@@ -48,4 +53,33 @@ func TestNextDueWaitsWithoutLeases(t *testing.T) {
 		f.must(c.Close())
 	}
 	f.must(<-done)
+}
+
+// TestPurgeGoesOn: what cannot be removed keeps nothing else from being purged.
+func TestPurgeGoesOn(t *testing.T) {
+	f := newFixture(t, sqliteEngine)
+	id := f.accept("a", "u@example.org")
+	f.must(f.Delete(t.Context(), id))
+	f.must(os.MkdirAll(filepath.Join(f.o.Dir, blobsName, "aa", "stuck", "full"), 0o700)) // a folder in the place of a file, and not empty
+	f.must(f.do(t.Context(), 0, func(ctx context.Context, t *tx) error {
+		_, err := t.exec(ctx, "INSERT INTO dead_blobs (blob, since) VALUES ('aa/stuck', 1), ('zz/gone', 2)")
+		return err
+	}))
+	f.clock.add(time.Hour)
+	if _, err := f.Purge(t.Context(), Retention{Ledger: time.Minute}); err == nil {
+		t.Error("no error tells of the file")
+	}
+	if _, err := f.Detail(t.Context(), id); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the ledger is not purged: %v", err)
+	}
+	var left []string
+	f.must(f.read().each(t.Context(), "SELECT blob FROM dead_blobs", nil, func(scan func(...any) error) error {
+		var b string
+		err := scan(&b)
+		left = append(left, b)
+		return err
+	}))
+	if !slices.Equal(left, []string{"aa/stuck"}) {
+		t.Errorf("files left to be removed: %q", left)
+	}
 }

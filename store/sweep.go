@@ -205,15 +205,20 @@ func (s *Store) Purge(ctx context.Context, r Retention) (int, error) {
 	s.keepMu.Unlock()
 	total := 0
 	now := s.now()
+	var errs []error // one step that fails keeps no other from its turn
 	for _, step := range []func(context.Context, time.Time, Retention) (int, error){
 		s.purgeBodies, s.purgeBlobs, s.purgeLedger, s.purgeEvents, s.purgeRequests, s.purgeSuppressions, s.purgeActivity,
 		func(ctx context.Context, _ time.Time, _ Retention) (int, error) { return s.sweepDeleted(ctx) },
 	} {
 		n, err := step(ctx, now, r)
-		total += n
 		if err != nil {
-			return total, fmt.Errorf("purge: %w", err)
+			errs = append(errs, err)
+			continue
 		}
+		total += n
+	}
+	if err := errors.Join(errs...); err != nil {
+		return total, fmt.Errorf("purge: %w", err)
 	}
 	if total == 0 {
 		n, err := s.vacuum(ctx)
@@ -269,23 +274,26 @@ func (s *Store) purgeBlobs(ctx context.Context, now time.Time, _ Retention) (int
 	if err != nil || len(blobs) == 0 {
 		return 0, err
 	}
+	var gone []string
+	var errs []error
 	for _, b := range blobs {
-		if strings.Contains(b, "..") {
-			continue
+		if !strings.Contains(b, "..") {
+			if err := os.Remove(s.blobPath(b)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+				continue
+			}
 		}
-		if err := os.Remove(s.blobPath(b)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return 0, err
-		}
+		gone = append(gone, b)
 	}
-	err = s.do(ctx, 0, func(ctx context.Context, t *tx) error {
-		for _, b := range blobs {
+	errs = append(errs, s.do(ctx, 0, func(ctx context.Context, t *tx) error {
+		for _, b := range gone {
 			if _, err := t.exec(ctx, "DELETE FROM dead_blobs WHERE blob = ?", b); err != nil {
 				return err
 			}
 		}
 		return nil
-	})
-	return len(blobs), err
+	}))
+	return len(gone), errors.Join(errs...)
 }
 
 func (s *Store) purgeLedger(ctx context.Context, now time.Time, r Retention) (int, error) {

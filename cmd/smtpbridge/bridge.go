@@ -396,14 +396,15 @@ func (b *Bridge) housekeeping(ctx context.Context) error {
 			if _, err := b.store.AbandonOverdue(ctx, time.Now()); err != nil && ctx.Err() == nil {
 				b.log.Error("drop mails whose clients left", "err", err)
 			}
-			for ctx.Err() == nil {
-				n, err := b.store.Purge(ctx, b.retention())
-				if err != nil && ctx.Err() == nil {
-					b.log.Error("purge", "err", err)
+			var failed error
+			for n := 1; n > 0 && ctx.Err() == nil; { // what fails keeps the rest from nothing
+				var err error
+				if n, err = b.store.Purge(ctx, b.retention()); err != nil {
+					failed = err
 				}
-				if err != nil || n == 0 {
-					break
-				}
+			}
+			if failed != nil && ctx.Err() == nil {
+				b.log.Error("purge", "err", failed)
 			}
 		}
 	}
