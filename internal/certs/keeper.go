@@ -81,19 +81,19 @@ func (k *Keeper) Use(ca Authority, names []string) {
 	now := k.now()
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	before := k.states
-	if st != k.store {
-		before = nil // another CA
-	}
+	before, moved := k.states, st != k.store
 	k.ca, k.store, k.states = ca, st, map[string]*state{}
 	for _, name := range names {
 		s := before[name]
-		if s == nil {
+		if s == nil || moved {
 			s = &state{cert: k.load(st, name)}
 		}
 		s.next = now
-		if s.cert != nil {
+		switch old := before[name]; {
+		case s.cert != nil:
 			s.next = renewAt(s.cert)
+		case moved && old != nil:
+			s.cert = old.cert // until the new CA has given one
 		}
 		k.states[name] = s
 	}
@@ -205,6 +205,10 @@ func (k *Keeper) attempt(ctx context.Context, name string) {
 		k.log.Error("the certificate is used, but could not be stored: a restart asks for another", "event", "tls.store_failed", "name", name, "err", err)
 	}
 	k.mu.Lock()
+	if k.states[name] != s { // a reload came in between
+		k.mu.Unlock()
+		return
+	}
 	renewal := s.cert != nil
 	s.cert, s.err, s.failures, s.next = cert, nil, 0, renewAt(cert)
 	k.mu.Unlock()
@@ -214,6 +218,10 @@ func (k *Keeper) attempt(ctx context.Context, name string) {
 
 func (k *Keeper) failed(name string, s *state, err error) {
 	k.mu.Lock()
+	if k.states[name] != s { // a reload came in between
+		k.mu.Unlock()
+		return
+	}
 	wait := waits[min(s.failures, len(waits)-1)]
 	wait += rand.N(wait / 10)
 	var ae *acme.Error

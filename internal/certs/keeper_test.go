@@ -105,10 +105,19 @@ func TestDue(t *testing.T) {
 	if name, wait := k.due(); name != "new.example" || wait > 0 {
 		t.Errorf("a new name is due in %v (%s)", wait, name)
 	}
-	// Certificates of another CA, such as one for tests, do not count.
-	k.Use(Authority{Directory: "https://ca.example/other"}, []string{"a.example"})
-	if _, err := k.Get([]string{"a.example"})(&tls.ClientHelloInfo{}); err == nil {
-		t.Error("the certificate of another CA is used")
+	// Another CA is asked at once; until it answers the certificate of the first is in use, but not after a restart.
+	other := Authority{Directory: "https://ca.example/other"}
+	k.Use(other, []string{"a.example"})
+	if name, wait := k.due(); name != "a.example" || wait > 0 {
+		t.Errorf("with another CA %q is due in %v", name, wait)
+	}
+	if _, err := k.Get([]string{"a.example"})(&tls.ClientHelloInfo{}); err != nil {
+		t.Errorf("with another CA handshakes fail at once: %v", err)
+	}
+	again := New(k.dir, k.log, k.now)
+	again.Use(other, []string{"a.example"})
+	if _, err := again.Get([]string{"a.example"})(&tls.ClientHelloInfo{}); err == nil {
+		t.Error("after a restart the certificate of another CA is used")
 	}
 }
 
