@@ -242,6 +242,7 @@ type overviewPage struct {
 	Status   *Status
 	Charts   []chart
 	Accounts []accountRow
+	Nodes    []store.Node // none where one bridge has the store for itself
 }
 
 var spans = []struct{ value, name string }{{"1h", "Hour"}, {"24h", "Day"}, {"168h", "Week"}, {"744h", "Month"}}
@@ -293,6 +294,9 @@ func (d *Dashboard) overview(w http.ResponseWriter, r *http.Request) error {
 			row.Action = "resume"
 		}
 		p.Accounts = append(p.Accounts, row)
+	}
+	if p.Nodes, err = d.API.Nodes(r.Context()); err != nil {
+		return err
 	}
 	return render(w, "overview", http.StatusOK, p)
 }

@@ -44,7 +44,7 @@ func operator(ctx context.Context, configFile string) (*console, error) {
 	if err != nil {
 		return nil, fmt.Errorf("no bridge answers at %s, and its store cannot be opened: %w", cfg.Admin.Socket, err)
 	}
-	fmt.Fprintf(os.Stderr, "note: no bridge answers at %s; this is what its store says\n", cfg.Admin.Socket)
+	fmt.Fprintf(os.Stderr, "note: no bridge answers at %s; this is what the store says\n", cfg.Admin.Socket)
 	return &console{&admin.Service{Store: st, Version: buildVersion(), Now: time.Now}, cfg, func() { st.Close() }}, nil
 }
 
