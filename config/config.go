@@ -403,8 +403,10 @@ func (a *Account) Problem(key string, err error) Problem {
 		if _, ok := a.Options[word]; ok {
 			return a.cfg.Problem(join(path, "options."+word), err)
 		}
-		if _, ok := a.cfg.problems.lines[join(path, word)]; ok {
-			return a.cfg.Problem(join(path, word), err)
+		for _, form := range []string{word, word + "_file", word + "_env"} {
+			if _, ok := a.cfg.problems.lines[join(path, form)]; ok {
+				return a.cfg.Problem(join(path, form), err)
+			}
 		}
 	}
 	return a.cfg.Problem(path, err)

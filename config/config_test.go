@@ -189,6 +189,23 @@ accounts = ["main"]
 	}
 }
 
+// What a provider says of its settings points at the setting.
+func TestProviderProblem(t *testing.T) {
+	c, err := Parse("b.toml", "[[listener]]\naddress = \"127.0.0.1:0\"\n[[account]]\nname = \"a\"\nprovider = \"sandbox\"\nwebhook_secret_env = \"HOME\"\noptions = { plan = \"x\" }\n[[route]]\nsenders = [\"*\"]\naccounts = [\"a\"]\n", known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"esp: plan must be one of a, b":        "b.toml:7: account[0].options.plan: esp: plan must",
+		"esp: webhook_secret: it is no key":    "b.toml:6: account[0].webhook_secret_env: esp: webhook",
+		"base_url must be of the form smtp://": "b.toml:3: account[0]: base_url must",
+	} {
+		if got := c.Accounts[0].Problem("", errors.New(text)).String(); !strings.HasPrefix(got, want) {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
+
 func TestWebhookSecretsRotate(t *testing.T) {
 	text := "[[listener]]\naddress = \"127.0.0.1:0\"\n[[account]]\nname = \"a\"\nprovider = \"sandbox\"\nwebhook_secret = [\"new\", \"old\"]\n[[route]]\nsenders = [\"*\"]\naccounts = [\"a\"]\n"
 	c, err := Parse("b.toml", text, known)

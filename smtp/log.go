@@ -36,7 +36,7 @@ const (
 	logAuthOK      = "auth.ok"
 	logPanic       = "panic"
 	logShutdown    = "shutdown" // drained= cut=
-	logReloaded    = "config.reloaded"
+	logReloaded    = "smtp.reloaded"
 	logLibrary     = "smtp.library" // what go-smtp itself reports
 )
 

@@ -424,6 +424,6 @@ func (s *Server) Reload(c Config) error {
 	for _, p := range old {
 		p.close()
 	}
-	gen.cfg.Log.Info(logReloaded, "listeners", len(gen.listeners), "users", len(gen.users.byName))
+	gen.cfg.Log.Debug(logReloaded, "listeners", len(gen.listeners), "users", len(gen.users.byName))
 	return nil
 }

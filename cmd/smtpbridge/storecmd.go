@@ -62,7 +62,11 @@ func storeVerify() *cobra.Command {
 				f.After = mails[len(mails)-1].Envelope.ID
 			}
 		}
-		fmt.Fprintf(c.OutOrStdout(), "%d bodies are good, %d are not\n", good, bad)
+		bodies := fmt.Sprintf("%d bodies are", good)
+		if good == 1 {
+			bodies = "1 body is"
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%s good, %d not\n", bodies, bad)
 		if bad > 0 {
 			return fmt.Errorf("%d queued mails cannot be read whole: they will not be sent", bad)
 		}

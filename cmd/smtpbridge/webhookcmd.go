@@ -60,6 +60,10 @@ func setupWebhook(ctx context.Context, out io.Writer, p *parts, a *deliver.Accou
 	if _, ok := a.Provider.(providers.WebhookParser); !ok {
 		return fmt.Errorf("%s has no webhooks", a.Info.Title)
 	}
+	if a.Info.Local {
+		_, err := fmt.Fprintf(out, "Account  %s (%s)\n\nIt posts its events to the bridge by itself: there is nothing to register.\n", a.Name, a.Info.Title)
+		return err
+	}
 	ac := hookConfig(p.cfg, a.Name)
 	url := webhookURL(p.cfg, ac)
 	if url == "" {

@@ -35,6 +35,7 @@ func TestWebhookSetup(t *testing.T) {
 		defer srv.Close()
 		text += fmt.Sprintf("[[account]]\nname = %q\nprovider = %q\napi_key = \"token-%s\"\nbase_url = %q\n", a.name, a.provider, a.name, srv.URL)
 	}
+	text += "[[account]]\nname = \"sb\"\nprovider = \"sandbox\"\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -50,6 +51,7 @@ func TestWebhookSetup(t *testing.T) {
 		{"created at MailerSend", []string{"webhook", "setup", "ms", "--apply"}, []string{"Created.", "Its secret is in the dashboard"}, ""},
 		{"there already", []string{"webhook", "setup", "ms", "--apply"}, []string{"It is registered."}, ""},
 		{"no API", []string{"webhook", "setup", "mp", "--apply"}, []string{"MailPace has no documented API for this", "providers/mailpace/README.md"}, "nothing was created"},
+		{"the sandbox", []string{"webhook", "setup", "sb"}, []string{"nothing to register"}, ""},
 		{"no such account", []string{"webhook", "setup", "x"}, nil, `there is no account "x"`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
