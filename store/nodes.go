@@ -57,6 +57,7 @@ type membership struct {
 	asked  map[string]time.Time // when we were last refused
 	beaten time.Time            // last time the database took our sign of life
 	steady time.Time            // since when that was never long ago
+	there  time.Time            // since when it took every one, however slowly; zero: it failed
 }
 
 // beat is how often a node shows that it lives; gone is the silence after which it is not counted any more.
@@ -197,10 +198,12 @@ func (s *Store) beatOnce(ctx context.Context) error {
 				return err
 			})
 	})
+	mb.mu.Lock()
 	if err != nil {
+		mb.there = time.Time{}
+		mb.mu.Unlock()
 		return err
 	}
-	mb.mu.Lock()
 	mb.noteBeat(time.Now(), s.o.Lease)
 	for name := range mb.leads {
 		if kept[name] {
@@ -215,10 +218,30 @@ func (s *Store) beatOnce(ctx context.Context) error {
 
 // noteBeat notes that the database took our sign of life.
 func (m *membership) noteBeat(now time.Time, lease time.Duration) {
-	if now.Sub(m.beaten) > lease/2 {
+	gap := now.Sub(m.beaten)
+	if gap > lease/2 {
 		m.steady = now
 	}
+	if gap > lease || m.there.IsZero() {
+		m.there = now
+	}
 	m.beaten = now
+}
+
+// slowLeases is for how many leases a database must have been there that is too slow to count as steady: were there no
+// end to that, nobody would ever take over what a dead node left.
+const slowLeases = 4
+
+// takesOver reports whether leases that ran out may be taken over.
+func (m *membership) takesOver(now time.Time, lease time.Duration) bool {
+	silent := now.Sub(m.beaten)
+	switch {
+	case !m.joined:
+		return true
+	case silent <= lease/2 && now.Sub(m.steady) >= lease:
+		return true
+	}
+	return silent <= lease && !m.there.IsZero() && now.Sub(m.there) >= slowLeases*lease
 }
 
 // unleased is the condition of jobs that may be claimed. A lease that ran out is taken over, but not before the database has
@@ -228,11 +251,10 @@ func (s *Store) unleased() string {
 	m := &s.member
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := time.Now()
-	if m.joined && (now.Sub(m.steady) < s.o.Lease || now.Sub(m.beaten) > s.o.Lease/2) {
-		return "lease = 0"
+	if m.takesOver(time.Now(), s.o.Lease) {
+		return "lease_until <= " + pgNow
 	}
-	return "lease_until <= " + pgNow
+	return "lease = 0"
 }
 
 func (s *Store) countNodes(ctx context.Context) error {

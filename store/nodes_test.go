@@ -124,3 +124,37 @@ func testLocked(t *testing.T, c *cluster) {
 	}
 	_ = within(t, "leave", func() error { f.leave(); return nil })
 }
+
+// TestTakesOver: a lease is taken over when the database has been there for a lease, and at last also when it is slow all the
+// time; never while it is away, or when it has just come back.
+func TestTakesOver(t *testing.T) {
+	const lease, beat = 100 * time.Second, 5 * time.Second
+	now := time.Now()
+	m := &membership{joined: true}
+	beats := func(every time.Duration, n int) {
+		for range n {
+			now = now.Add(every)
+			m.noteBeat(now, lease)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		run  func()
+		want bool
+	}{
+		{"just joined", func() {}, false},
+		{"steady", func() { beats(beat, 25) }, true},
+		{"slow", func() { beats(lease*3/5, 4) }, false},
+		{"slow all the time", func() { beats(lease*3/5, 8) }, true},
+		{"away", func() { beats(beat, 100); m.there = time.Time{}; now = now.Add(lease * 3 / 5) }, false},
+		{"just back", func() { beats(beat, 100); m.there = time.Time{}; beats(10*lease, 1); beats(beat, 10) }, false},
+		{"back after a time nobody saw", func() { beats(beat, 100); beats(2*lease, 1); beats(beat, 10) }, false},
+	} {
+		m = &membership{joined: true}
+		m.noteBeat(now, lease)
+		c.run()
+		if got := m.takesOver(now, lease); got != c.want {
+			t.Errorf("%s: takes over: %t, want %t", c.name, got, c.want)
+		}
+	}
+}
