@@ -231,6 +231,7 @@ func runSuite(t *testing.T, e engine) {
 		{"claim", testClaim},
 		{"oldest", testOldest},
 		{"start", testStart},
+		{"settled twice", testSettledTwice},
 		{"ambiguous after restart", testAmbiguousAfterRestart},
 		{"settle keeps the ledger", testSettleKeepsLedger},
 		{"record", testRecord},
@@ -505,6 +506,25 @@ func testClaim(t *testing.T, e engine) {
 		if n != 1 {
 			t.Fatalf("job %d was claimed %d times", id, n)
 		}
+	}
+}
+
+// testSettledTwice: a settlement whose answer was lost is made again, and must not revive a call that was voided in between:
+// its recipient would be in two calls that may be repeated.
+func testSettledTwice(t *testing.T, e engine) {
+	f := newFixture(t, e)
+	f.accept("a", "one@example.org")
+	c := f.claim("a")
+	st := Settlement{Claim: c, Calls: []CallResult{result(f.start(c, 0), CallRetry)}}
+	f.must(f.Settle(t.Context(), st))
+	c = f.claim("a")
+	second := f.start(c, 0) // voids the first
+	f.must(f.Settle(t.Context(), Settlement{Claim: c, Calls: []CallResult{result(second, CallRetry)}}))
+	if err := f.Settle(t.Context(), st); !errors.Is(err, ErrStale) {
+		t.Fatalf("got %v", err)
+	}
+	if c = f.claim("a"); len(c.Open) != 1 || c.Open[0].ID != second.ID {
+		t.Fatalf("calls that may be repeated: %+v", c.Open)
 	}
 }
 

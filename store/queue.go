@@ -658,8 +658,8 @@ func (t *tx) settle(ctx context.Context, st *Settlement) (stale bool, err error)
 }
 
 // settleCall stores the result of one call. covered says that the call counts as accepted
-// because an event proved it, whatever the result says. nil: the result is of an older attempt
-// and says nothing about the present one.
+// because an event proved it, whatever the result says. nil: the result is of an older attempt,
+// or of a call that is over, and says nothing about what is now.
 func (t *tx) settleCall(ctx context.Context, res *CallResult, now time.Time) (call *callRow, covered bool, err error) {
 	rows, err := t.calls(ctx, "id = ?"+t.s.d.forUpdate, res.Call.ID)
 	if err != nil {
@@ -685,6 +685,9 @@ func (t *tx) settleCall(ctx context.Context, res *CallResult, now time.Time) (ca
 	}
 	if state != CallAccepted && (row.proven || row.State == CallAccepted) {
 		state, covered = CallAccepted, true
+	}
+	if row.State == CallRefused && state != CallAccepted {
+		return nil, false, nil // voided meanwhile, and its recipients planned anew: it must not come back beside their new call
 	}
 	row.State = state
 	if res.Call.ProviderMessageID != "" {
