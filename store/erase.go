@@ -60,18 +60,19 @@ func (s *Store) Erase(ctx context.Context, addr string) (Erased, error) {
 		sum.Events += part.Events
 		sum.Waiting += part.Waiting
 	}
-	err := s.do(ctx, 0, func(ctx context.Context, t *tx) error {
-		n, err := t.eraseEvents(ctx, "recipient <> '' AND recipient = ? AND mail_id = ''", key)
+	stray := 0
+	err := s.do(ctx, 0, func(ctx context.Context, t *tx) (err error) {
+		stray, err = t.eraseEvents(ctx, "recipient <> '' AND recipient = ? AND mail_id = ''", key)
 		if err != nil {
 			return err
 		}
-		sum.Events += n
 		_, err = t.exec(ctx, "UPDATE suppressions SET address = '' WHERE address_key = ?", addressKey(addr))
 		return err
 	})
 	if err != nil {
 		return sum, fmt.Errorf("erase: %w", err)
 	}
+	sum.Events += stray
 	return sum, nil
 }
 

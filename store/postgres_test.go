@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"smtpbridge/event"
 	"smtpbridge/internal/pgtest"
 )
@@ -57,6 +59,7 @@ func TestPostgres(t *testing.T) {
 	t.Run("lost release", func(t *testing.T) { testLostRelease(t, c) })
 	t.Run("signs of life", func(t *testing.T) { testSignsOfLife(t, c) })
 	t.Run("many notifications", func(t *testing.T) { testManyNotifications(t, c) })
+	t.Run("run again", func(t *testing.T) { testRunAgain(t, c) })
 	t.Run("locked", func(t *testing.T) { testLocked(t, c) })
 	t.Run("order of the outbox", func(t *testing.T) { testOutboxOrder(t, c) })
 	t.Run("leaders", func(t *testing.T) { testLeaders(t, c) })
@@ -214,6 +217,24 @@ func testLostRelease(t *testing.T, c *cluster) {
 		}
 		return len(cs) == 1 && cs[0].token != cl.token
 	})
+}
+
+// testRunAgain: a transaction that lost against another one runs again, and counts nothing twice.
+func testRunAgain(t *testing.T, c *cluster) {
+	f := newFixture(t, c.engine)
+	now := f.clock.now()
+	n, err := f.Record(t.Context(), nil, event.Event{ID: "stray", Kind: event.Delivered, Time: now, Seen: now, Recipient: "u@example.org"})
+	f.must(err)
+	if n != 1 {
+		t.Fatalf("%d events are new", n)
+	}
+	fail := &failNth{at: 1, err: &pgconn.PgError{Code: "40001"}, point: "commit"}
+	f.fault = fail.hook
+	got, err := f.Erase(t.Context(), "u@example.org")
+	f.must(err)
+	if got.Events != 1 || fail.n != 2 {
+		t.Errorf("%d events erased in %d runs, want 1 in 2", got.Events, fail.n)
+	}
 }
 
 // testOutboxOrder: a transaction that began earlier commits later; a follower must not pass it by.
