@@ -54,7 +54,7 @@ func TestCase102_WrongConfiguration(t *testing.T) {
 		{"negative limit", base + listener + "max_connections = -1\n" + account + route, "bridge.toml:6: listener[0].max_connections: must not be negative", false},
 		{"open to the world", base + "[[listener]]\naddress = \"0.0.0.0:2525\"\n" + account + route, "bridge.toml:5: listener[0].address: 0.0.0.0:2525 is reachable", false},
 		{"no certificate in the file", base + listener + "tls = \"starttls\"\ncert_file = \"junk.pem\"\nkey_file = \"key.pem\"\n" + account + route, "bridge.toml:7: listener[0].cert_file", false},
-		{"key of another certificate", base + listener + "tls = \"starttls\"\ncert_file = \"cert.pem\"\nkey_file = " + fmt.Sprintf("%q", filepath.Join(other, "key.pem")) + "\n" + account + route, "listener[0].cert_file: tls: private key does not match", false},
+		{"key of another certificate", base + listener + "tls = \"starttls\"\ncert_file = \"cert.pem\"\nkey_file = " + fmt.Sprintf("%q", filepath.Join(other, "key.pem")) + "\n" + account + route, "the key is that of another certificate", false},
 		{"port taken", base + fmt.Sprintf("[[listener]]\naddress = %q\n", taken.Addr()) + account + route, "address already in use", true},
 		{"data_dir is a file", fmt.Sprintf("data_dir = %q\n", filepath.Join(dir, "key")) + listener + account + route, "not a directory", true},
 	} {
