@@ -213,7 +213,7 @@ func (k *Keeper) attempt(ctx context.Context, name string) {
 	s.cert, s.err, s.failures, s.next = cert, nil, 0, renewAt(cert)
 	k.mu.Unlock()
 	k.log.Info("certificate obtained", "event", "tls.obtained", "name", name, "renewal", renewal, "issuer", cert.Leaf.Issuer.CommonName,
-		"valid_until", cert.Leaf.NotAfter, "renew_at", renewAt(cert))
+		"valid_until", cert.Leaf.NotAfter, "renew_at", renewAt(cert).UTC().Truncate(time.Second))
 }
 
 func (k *Keeper) failed(name string, s *state, err error) {
