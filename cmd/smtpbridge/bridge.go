@@ -472,8 +472,8 @@ func (b *Bridge) webhookConfig(p *parts) webhookd.Config {
 		},
 		Event: b.metrics.WebhookEvent, BadSignature: b.metrics.BadSignature,
 	}
-	for _, err := range skipped {
-		b.log.Warn("webhooks are not served", "err", err)
+	for _, why := range skipped {
+		b.log.Warn("webhooks are not served", "err", why.String())
 	}
 	return c
 }
@@ -493,7 +493,7 @@ func (b *Bridge) observe(account, outcome string, elapsed time.Duration) {
 }
 
 // hookAccounts gives the accounts whose webhooks are served, and why the others are not.
-func hookAccounts(p *parts) (c webhookd.Config, skipped []error) {
+func hookAccounts(p *parts) (c webhookd.Config, skipped config.Problems) {
 	for _, s := range p.cfg.Webhook.TrustedProxies {
 		if pre, err := config.ParsePrefix(s); err == nil {
 			c.TrustedProxies = append(c.TrustedProxies, pre)
@@ -513,7 +513,7 @@ func hookAccounts(p *parts) (c webhookd.Config, skipped []error) {
 			wa.PathSecrets = a.WebhookSecrets
 		}
 		if err := webhookd.Check(wa); errors.Is(err, webhookd.ErrNoSecret) {
-			skipped = append(skipped, err)
+			skipped = append(skipped, a.Problem("", err))
 			if len(p.cfg.Inbound) == 0 || len(a.InboundSecrets) == 0 && !acc.Info.Webhook.InboundCallback {
 				continue
 			}

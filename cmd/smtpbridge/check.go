@@ -47,8 +47,9 @@ whether the key and the sender domains are good, and the CA of [acme] whether it
 		}
 		if p.cfg.Webhook.Address != "" {
 			_, skipped := hookAccounts(p)
-			for _, err := range skipped {
-				fmt.Fprintf(c.ErrOrStderr(), "%s: warning: its webhooks are not served: %v\n", *file, err)
+			for _, why := range skipped {
+				why.Warning, why.Text = true, "its webhooks are not served: "+why.Text
+				fmt.Fprintln(c.ErrOrStderr(), why)
 			}
 		}
 		out := c.OutOrStdout()

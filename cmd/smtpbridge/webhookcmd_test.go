@@ -70,3 +70,16 @@ func TestWebhookSetup(t *testing.T) {
 		t.Errorf("check after the setup: %v\n%s", err, out)
 	}
 }
+
+// An account whose requests could not be verified is named with its line.
+func TestCheckNamesUnservedWebhooks(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "bridge.toml")
+	text := "[[listener]]\naddress = \"127.0.0.1:0\"\n[webhook]\naddress = \"127.0.0.1:8025\"\n[[route]]\nsenders = [\"*\"]\naccounts = [\"mp\"]\n[[account]]\nname = \"mp\"\nprovider = \"mailpace\"\napi_key = \"x\"\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out := cli(t, "check", "-c", file)
+	if want := file + ":8: warning: account[0]: its webhooks are not served: account mp: "; code != 0 || !strings.Contains(out, want) {
+		t.Errorf("exit code %d, lacks %q:\n%s", code, want, out)
+	}
+}
