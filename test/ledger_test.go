@@ -14,10 +14,11 @@ import (
 // load gives mails to one bridge or several, from many clients, and keeps the ledger of those that got their 250.
 type load struct {
 	t     testing.TB
-	want  int64    // so many are to be accepted
-	from  []string // domains of the senders, at random
-	first int64    // number of the first mail
-	to    string   // "" = r@example.net
+	want  int64         // so many are to be accepted
+	from  []string      // domains of the senders, at random
+	first int64         // number of the first mail
+	to    string        // "" = r@example.net
+	pause time.Duration // of a client after each mail
 
 	mu      sync.Mutex
 	acked   map[string]bool // by the number in the subject
@@ -85,6 +86,7 @@ func (l *load) client(w int, addrs []string) {
 			l.acked[key] = true
 			l.mu.Unlock()
 			l.count.Add(1)
+			time.Sleep(l.pause) // the application's
 		}
 		if err != nil {
 			if strings.HasPrefix(err.Error(), `reply "4`) {

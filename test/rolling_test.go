@@ -87,7 +87,7 @@ func TestRollingUpgrade(t *testing.T) {
 	}
 	last := len(f.nodes) - 1
 	send := func(want, first int64, addrs ...string) *load {
-		l := &load{t: t, want: want, first: first, from: []string{"mp.example.com", "sp.example.com"}}
+		l := &load{t: t, want: want, first: first, from: []string{"mp.example.com", "sp.example.com"}, pause: 50 * time.Millisecond}
 		l.start(2, addrs...)
 		return l
 	}
