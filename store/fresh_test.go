@@ -209,3 +209,21 @@ func TestOneConnection(t *testing.T) {
 		f.must(f.Release(ctx, cs[0]))
 	}
 }
+
+// TestFreshTooLate: a claim can be read from the database in the moment between a commit and what it keeps in memory. What is
+// kept then is as old as the mail and must not outlive the claim, nor take its room for good.
+func TestFreshTooLate(t *testing.T) {
+	f := newFixture(t, sqliteEngine, func(o *Options) { o.Fresh = 1 << 20 })
+	f.accept("a", "u@example.org")
+	c := f.claim("a")
+	late := *c
+	f.fresh.put(c.Mail, []byte("body"), []*Claim{&late}, f.clock.now())
+	call := f.start(c, 0)
+	f.must(f.Settle(t.Context(), Settlement{Claim: c, Calls: []CallResult{result(call, CallRetry)}}))
+	if c = f.claim("a"); len(c.Open) != 1 || c.Open[0].ID != call.ID {
+		t.Errorf("the claim does not know of the call before: %+v", c.Open)
+	}
+	if f.fresh.bytes != 0 {
+		t.Errorf("%d bytes are kept", f.fresh.bytes)
+	}
+}

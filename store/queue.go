@@ -528,7 +528,10 @@ func (s *Store) Settle(ctx context.Context, st Settlement) error {
 		var err error
 		stale, err = t.settle(ctx, &st)
 		if err == nil {
-			t.onCommit(func() { s.leases.drop(st.Claim.Job.ID, st.Claim.token) })
+			t.onCommit(func() {
+				s.fresh.take(st.Claim.Job.ID, 0) // where the claim was faster than the commit that put it there
+				s.leases.drop(st.Claim.Job.ID, st.Claim.token)
+			})
 		}
 		return err
 	})
