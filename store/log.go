@@ -14,6 +14,7 @@ const (
 	logForeign      = "queue.foreign"      // path=
 	logAbandoned    = "queue.abandoned"    // id=
 	logSweep        = "queue.sweep_failed" // blob=
+	logCheckpoint   = "queue.checkpoint_failed"
 	logLease        = "queue.lease_failed"
 	logNodeUnseen   = "node.unseen"   // the database did not take this node's sign of life
 	logNodeLeads    = "node.leads"    // this node does now what one does at a time

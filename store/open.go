@@ -41,7 +41,7 @@ type Store struct {
 	o      Options
 	d      *dialect
 	db     *sql.DB // SQLite: readers only
-	wdb    *sql.DB // SQLite: the writer's single connection; PostgreSQL: those of signs of life
+	wdb    *sql.DB // SQLite: the writer's connection and the checkpointer's; PostgreSQL: those of signs of life
 	readTx *sql.TxOptions
 	lock   *os.File
 
@@ -69,6 +69,7 @@ type Store struct {
 	keepMu     sync.Mutex
 	keepBodies time.Duration
 
+	wal   walMeter
 	space spaceCheck
 	fault func(point string) error // tests make the n-th call fail
 }
@@ -116,6 +117,7 @@ func newStore(o Options, fault func(string) error) (*Store, error) {
 	s := &Store{
 		o: o, d: sqliteDialect, keepBodies: o.KeepBodies, fault: fault,
 		mails: make(chan *op, batchOps), ops: make(chan *op, batchOps), stopped: make(chan struct{}), writerGone: make(chan struct{}),
+		wal:  walMeter{kick: make(chan struct{}, 1)},
 		subs: map[chan struct{}]Topic{}, dirs: map[string]bool{}, stmts: map[string]*sql.Stmt{}, missed: map[string]bool{},
 	}
 	s.leases.init()
@@ -261,11 +263,11 @@ func (s *Store) dsn(writer, fresh bool) string {
 		q.Set("_synchronous", "FULL")
 		q.Add("_pragma", "secure_delete(1)")
 		q.Add("_pragma", "journal_size_limit(67108864)")
-		q.Add("_pragma", "wal_autocheckpoint(4000)")
-		q.Add("_pragma", "cache_size(-4000)")
+		q.Add("_pragma", fmt.Sprintf("wal_autocheckpoint(%d)", writerPages))
+		q.Add("_pragma", "cache_size(500)") // pages; each takes 8 KiB of memory
 	default:
 		q.Add("_pragma", "query_only(1)")
-		q.Add("_pragma", "cache_size(-500)")
+		q.Add("_pragma", "cache_size(24)") // another's commit empties it anyway
 	}
 	u := url.URL{Scheme: "file", Path: filepath.Join(s.o.Dir, fileName), RawQuery: q.Encode()}
 	return u.String()
@@ -321,7 +323,7 @@ func (s *Store) openSQLite(ctx context.Context) error {
 	if s.wdb, err = sql.Open("sqlite", s.dsn(true, fresh)); err != nil {
 		return err
 	}
-	s.wdb.SetMaxOpenConns(1)
+	s.wdb.SetMaxOpenConns(2)
 	if err := s.migrate(ctx, s.wdb); err != nil {
 		return err
 	}
@@ -332,12 +334,18 @@ func (s *Store) openSQLite(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.background.Add(1)
-	go func() {
-		defer s.background.Done()
+	beside, err := s.wdb.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	s.background.Go(func() {
 		defer conn.Close()
 		s.writer(conn)
-	}()
+	})
+	s.background.Go(func() {
+		defer beside.Close()
+		s.checkpoint(beside)
+	})
 	return nil
 }
 

@@ -321,6 +321,7 @@ func (s *Store) transact(ctx context.Context, base *tx, ops []*op) {
 	if errors.Is(err, errOneFailed) && len(run) > 1 {
 		err = s.together(ctx, base, run, true)
 	}
+	s.wal.wrote(run)
 	for _, o := range run {
 		if o.err == nil {
 			o.err = err
