@@ -14,7 +14,7 @@ build: ## a static binary in bin/
 test: lint race ## everything that must hold before a change lands
 
 race:
-	$(GO) test -race -timeout 8m ./...
+	$(GO) test -race -timeout 8m -p $$(($$(nproc) + 1)) ./... # some packages mostly wait
 
 lint:
 	@test -z "$$($(GO) tool gofumpt -l $$(git ls-files '*.go'))" || { echo 'gofumpt would change:'; $(GO) tool gofumpt -l $$(git ls-files '*.go'); exit 1; }

@@ -20,6 +20,7 @@ import (
 
 	"smtpbridge/envelope"
 	"smtpbridge/event"
+	"smtpbridge/internal/storetest"
 	"smtpbridge/store"
 )
 
@@ -88,7 +89,7 @@ const password = "correct horse"
 
 func newSite(t *testing.T, change ...func(*Access)) *site {
 	t.Helper()
-	st, err := store.Open(t.Context(), store.Options{Dir: t.TempDir(), MinFree: -1, KeepBodies: time.Hour})
+	st, err := store.Open(t.Context(), store.Options{Dir: storetest.Dir(t), MinFree: -1, KeepBodies: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"smtpbridge/envelope"
 	"smtpbridge/event"
+	"smtpbridge/internal/storetest"
 	"smtpbridge/providers"
 	"smtpbridge/store"
 	"smtpbridge/translate"
@@ -61,7 +62,7 @@ func newBench(t *testing.T, p providers.Provider) *bench {
 	t.Helper()
 	b := &bench{t: t, now: time.Date(2026, 11, 28, 9, 0, 0, 0, time.UTC), p: p}
 	var err error
-	b.st, err = store.Open(t.Context(), store.Options{Dir: t.TempDir(), MinFree: -1, Now: func() time.Time { return b.now }})
+	b.st, err = store.Open(t.Context(), store.Options{Dir: storetest.Dir(t), MinFree: -1, Now: func() time.Time { return b.now }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +16,7 @@ import (
 
 	"smtpbridge/envelope"
 	"smtpbridge/event"
+	"smtpbridge/internal/storetest"
 	"smtpbridge/providers"
 	"smtpbridge/route"
 	"smtpbridge/store"
@@ -143,35 +143,10 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-// emptyStore is a store without mail, made once: each test takes a copy.
-var emptyStore string
-
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "deliver-test-")
-		if err != nil {
-			panic(err)
-		}
-		defer os.RemoveAll(dir)
-		st, err := store.Open(context.Background(), store.Options{Dir: dir, MinFree: -1})
-		if err == nil {
-			err = st.Close()
-		}
-		if err != nil {
-			panic(err)
-		}
-		emptyStore = dir
-		return m.Run()
-	}())
-}
-
 // newBench makes accounts a, b, ... of the providers and one route over all of them.
 func newBench(t *testing.T, ps ...providers.Provider) *bench {
 	t.Helper()
-	b := &bench{t: t, dir: t.TempDir(), log: &syncBuffer{}}
-	if err := os.CopyFS(b.dir, os.DirFS(emptyStore)); err != nil {
-		t.Fatal(err)
-	}
+	b := &bench{t: t, dir: storetest.Dir(t), log: &syncBuffer{}}
 	b.cfg = PlannerConfig{Accounts: map[string]*Account{}, Generation: 1, Expire: 2 * time.Hour, Retry: mustSchedule(t, "1m, 5m*2, 15m*")}
 	var names []string
 	for i, p := range ps {

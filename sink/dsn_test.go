@@ -19,6 +19,7 @@ import (
 	"smtpbridge/dsn"
 	"smtpbridge/envelope"
 	"smtpbridge/event"
+	"smtpbridge/internal/storetest"
 	"smtpbridge/sink"
 	"smtpbridge/store"
 )
@@ -87,7 +88,7 @@ func (f *dsnFixture) sleep(d time.Duration) {
 func newDSN(t *testing.T) *dsnFixture {
 	t.Helper()
 	f := &dsnFixture{t: t, log: &bytes.Buffer{}, clock: time.Date(2026, 3, 4, 5, 0, 0, 0, time.UTC)}
-	st, err := store.Open(t.Context(), store.Options{Dir: t.TempDir(), Now: f.now, KeepBodies: time.Hour, MinFree: -1})
+	st, err := store.Open(t.Context(), store.Options{Dir: storetest.Dir(t), Now: f.now, KeepBodies: time.Hour, MinFree: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ import (
 
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
+	"smtpbridge/internal/storetest"
 	"smtpbridge/sink"
 	"smtpbridge/store"
 )
@@ -606,7 +607,7 @@ func TestForwardSignatureVector(t *testing.T) {
 
 // The whole way on the real store.
 func TestWithTheRealStore(t *testing.T) {
-	st, err := store.Open(t.Context(), store.Options{Dir: t.TempDir()})
+	st, err := store.Open(t.Context(), store.Options{Dir: storetest.Dir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"smtpbridge/event"
+	"smtpbridge/internal/storetest"
 	"smtpbridge/sink"
 	"smtpbridge/store"
 )
@@ -119,7 +120,7 @@ func TestSuppressKeepsStrongerEntries(t *testing.T) {
 
 func openStore(t *testing.T) *store.Store {
 	t.Helper()
-	st, err := store.Open(t.Context(), store.Options{Dir: t.TempDir(), MinFree: -1})
+	st, err := store.Open(t.Context(), store.Options{Dir: storetest.Dir(t), MinFree: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,7 @@ import (
 )
 
 func TestBackup(t *testing.T) {
-	s, err := openDir(t, t.TempDir(), nil)
+	s, err := openDir(t, emptyStore(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

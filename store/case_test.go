@@ -298,7 +298,7 @@ func TestCase059_060_OtherFaults(t *testing.T) {
 			t.Run(fmt.Sprint(fault, " at ", point), func(t *testing.T) {
 				f := &failNth{at: 1, err: fmt.Errorf("store: %w", fault), point: point}
 				f.off.Store(true)
-				s, err := openDir(t, t.TempDir(), f.hook)
+				s, err := openDir(t, emptyStore(t), f.hook)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -339,7 +339,7 @@ func TestCase059_060_OtherFaults(t *testing.T) {
 	t.Run("not well", func(t *testing.T) {
 		f := &failNth{err: syscall.EROFS, point: "exec"}
 		f.off.Store(true)
-		s, err := openDir(t, t.TempDir(), f.hook)
+		s, err := openDir(t, emptyStore(t), f.hook)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -355,7 +355,7 @@ func TestCase059_060_OtherFaults(t *testing.T) {
 // TestCase058_Space: little space left is known before the first byte of a mail.
 func TestCase058_Space(t *testing.T) {
 	for free, want := range map[int64]error{1 << 60: ErrNoSpace, 1: nil, -1: nil} {
-		s, err := openDir(t, t.TempDir(), nil, func(o *Options) { o.MinFree = free })
+		s, err := openDir(t, emptyStore(t), nil, func(o *Options) { o.MinFree = free })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -344,7 +344,7 @@ func TestCase056_corruptBody(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := openDir(t, t.TempDir(), nil)
+			s, err := openDir(t, emptyStore(t), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -365,7 +365,7 @@ func TestCase056_corruptBody(t *testing.T) {
 		})
 	}
 	t.Run("envelope", func(t *testing.T) {
-		s, err := openDir(t, t.TempDir(), nil)
+		s, err := openDir(t, emptyStore(t), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -425,7 +425,7 @@ func TestCase057_noSpace(t *testing.T) {
 		t.Run(point, func(t *testing.T) {
 			f := &failNth{at: 1, err: fmt.Errorf("write: %w", syscall.ENOSPC), point: point}
 			f.off.Store(true)
-			s, err := openDir(t, t.TempDir(), f.hook)
+			s, err := openDir(t, emptyStore(t), f.hook)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -443,7 +443,7 @@ func TestCase057_noSpace(t *testing.T) {
 		})
 	}
 	t.Run("known before", func(t *testing.T) {
-		s, err := openDir(t, t.TempDir(), nil, func(o *Options) { o.MinFree = 1 << 60 })
+		s, err := openDir(t, emptyStore(t), nil, func(o *Options) { o.MinFree = 1 << 60 })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -456,7 +456,7 @@ func TestCase057_noSpace(t *testing.T) {
 		}
 	})
 	t.Run("the engine's own", func(t *testing.T) {
-		s, err := openDir(t, t.TempDir(), nil)
+		s, err := openDir(t, emptyStore(t), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -491,7 +491,7 @@ func TestCase057_noSpace(t *testing.T) {
 // TestBatch: one caller's failure is his alone, a failed COMMIT is everybody's.
 func TestBatch(t *testing.T) {
 	run := func(t *testing.T, f *failNth, spoil error) (errs []error, there int) {
-		s, err := openDir(t, t.TempDir(), f.hook)
+		s, err := openDir(t, emptyStore(t), f.hook)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -808,7 +808,7 @@ func TestSchemaIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := openDir(t, t.TempDir(), nil)
+	s, err := openDir(t, emptyStore(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

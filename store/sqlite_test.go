@@ -9,10 +9,22 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"smtpbridge/internal/dirtest"
 )
 
+// emptyStore gives a directory with a store; other packages have internal/storetest.
+var emptyStore = dirtest.Copies(func(dir string) error {
+	s, err := Open(context.Background(), Options{Dir: dir, MinFree: -1})
+	if err != nil {
+		return err
+	}
+	return s.Close()
+})
+
 func sqliteEngine(t *testing.T) (Options, opener) {
-	return Options{Dir: t.TempDir()}, func(t *testing.T, o Options) *Store {
+	t.Helper()
+	return Options{Dir: emptyStore(t)}, func(t *testing.T, o Options) *Store {
 		t.Helper()
 		s, err := Open(t.Context(), o)
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
+	"smtpbridge/internal/storetest"
 	"smtpbridge/providers"
 	"smtpbridge/providers/maileroo"
 	"smtpbridge/providers/mailersend"
@@ -66,7 +67,7 @@ func TestESPFixturesOverHTTP(t *testing.T) {
 			}
 			t.Run(c.info.Name+"/"+f.Name, func(t *testing.T) {
 				_, acc := espAccount(t, c.info, f, c.configure)
-				st, err := store.Open(t.Context(), store.Options{Dir: t.TempDir()})
+				st, err := store.Open(t.Context(), store.Options{Dir: storetest.Dir(t)})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -17,6 +17,7 @@ import (
 
 	"smtpbridge/event"
 	"smtpbridge/internal/secret"
+	"smtpbridge/internal/storetest"
 	"smtpbridge/providers"
 	"smtpbridge/providers/maileroo"
 	"smtpbridge/providers/mailersend"
@@ -251,7 +252,7 @@ func rooPost(t *testing.T, id string) string {
 // Mail that Maileroo keeps: pending, validated once, fetched, stored, answered, deleted; whatever fails in between.
 func TestInboundByCallback(t *testing.T) {
 	roo, box := newFakeRoo(t), &inbox{}
-	st, err := store.Open(t.Context(), store.Options{Dir: t.TempDir()})
+	st, err := store.Open(t.Context(), store.Options{Dir: storetest.Dir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,13 +31,15 @@ var table = []row{
 	{pkg: "internal/certs"},
 	{pkg: "internal/layers"},
 	{pkg: "internal/pgtest"},
+	{pkg: "internal/dirtest"},
+	{pkg: "internal/storetest", imports: []string{"store", "internal/dirtest"}},
 	{pkg: "envelope"},
 	{pkg: "event"},
 	{pkg: "mime"},
 	{pkg: "route", imports: []string{"envelope"}},
 
 	{pkg: "config", imports: []string{"internal/secret"}, tests: []string{"providers/all", "providers", "route", "envelope"}},
-	{pkg: "store", imports: []string{"envelope", "event", "store/..."}, tests: []string{"internal/pgtest"}},
+	{pkg: "store", imports: []string{"envelope", "event", "store/..."}, tests: []string{"internal/pgtest", "internal/dirtest"}},
 	{pkg: "store/...", imports: []string{"envelope", "event", "store/..."}},
 	{pkg: "translate", imports: []string{"envelope", "mime"}},
 
@@ -48,8 +50,8 @@ var table = []row{
 	{pkg: "providers/internal/httpapi", imports: []string{"providers", "event", "internal/safehttp", "internal/secret"}},
 	{pkg: "providers/internal/smtpcall", imports: []string{"providers", "envelope", "event", "translate", "internal/safehttp", "internal/secret"}, tests: []string{"providers/providertest"}},
 	{pkg: "providers/internal/bigpost"},
-	{pkg: "webhookd", imports: []string{"providers", "envelope", "event", "store", "internal/safehttp", "internal/secret"}, tests: []string{"mime", "translate", "providers/..."}},
-	{pkg: "sink", imports: []string{"envelope", "event", "store", "dsn", "internal/safehttp", "internal/secret"}, tests: []string{"mime"}},
+	{pkg: "webhookd", imports: []string{"providers", "envelope", "event", "store", "internal/safehttp", "internal/secret"}, tests: []string{"mime", "translate", "providers/...", "internal/storetest"}},
+	{pkg: "sink", imports: []string{"envelope", "event", "store", "dsn", "internal/safehttp", "internal/secret"}, tests: []string{"mime", "internal/storetest"}},
 
 	{pkg: "providers/all", imports: []string{"providers", "providers/*"}, tests: []string{"envelope", "mime", "translate", "internal/secret", "providers/providertest", "providers/*/twin"}},
 	{pkg: "providers/providertest", imports: []string{"envelope", "event", "mime", "translate", "providers", "internal/secret", "internal/safehttp"}},
@@ -59,8 +61,8 @@ var table = []row{
 	{pkg: "providers/sandbox", imports: append([]string{"providers/sandbox/twin"}, provider...), tests: providerTests},
 	{pkg: "providers/*", imports: provider, tests: providerTests},
 
-	{pkg: "deliver", imports: []string{"envelope", "store", "mime", "route", "translate", "providers", "event", "internal/secret"}, tests: []string{"providers/..."}},
-	{pkg: "catchup", imports: []string{"store", "event", "providers"}, tests: []string{"envelope", "translate"}},
+	{pkg: "deliver", imports: []string{"envelope", "store", "mime", "route", "translate", "providers", "event", "internal/secret"}, tests: []string{"providers/...", "internal/storetest"}},
+	{pkg: "catchup", imports: []string{"store", "event", "providers"}, tests: []string{"envelope", "translate", "internal/storetest"}},
 	{pkg: "admin", imports: []string{"store", "event", "deliver", "mime", "envelope", "internal/secret", "internal/throttle"}, tests: []string{"..."}},
 	{pkg: "cmd/smtpbridge", imports: []string{"..."}},
 	{pkg: "test/...", imports: []string{"..."}},
