@@ -55,7 +55,7 @@ def table(files):
         for key, label in METRICS:
             m, low, high = ratio(ps, key)
             unit = {'cpu_us_per_msg': ' µs', 'peak_pss_mb': ' MB'}.get(key, '')
-            cells.append(f'{statistics.median(a[key] for a, _ in ps):.0f} : {statistics.median(b[key] for _, b in ps):.0f}{unit} = **{m:.2f}** ({low:.2f}–{high:.2f})')
+            cells.append(f'{statistics.median(a[key] for a, _ in ps):.0f} : {statistics.median(b[key] for _, b in ps):.0f}{unit} = **{m:.2f}**' + (f' ({low:.2f}–{high:.2f})' if len(ps) > 1 else ''))
         a = ps[0][0]
         size = f"{a['size'] // 1024} KiB" if a['size'] < 1 << 20 else f"{a['size'] >> 20} MiB"
         out.append(f"| {size}, {a['latency']}; {a['sessions']} session{'s' * (a['sessions'] > 1)}, {a['conc']} calls at once, {a['msgs']} mails | " + ' | '.join(cells) + ' |')

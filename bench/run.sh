@@ -2,7 +2,8 @@
 # smtpbridge and Postfix in turns: the same load, the same far end; only ratios of one run count. Then the parts by
 # themselves. It prints the table with the verdict of each target and writes it into docs/performance.md.
 # Needs root and the Debian packages postfix, curl and python3.
-#   PAIRS  rounds of each case, default 3
+#   PAIRS  rounds of the cases that have a target, default 3
+#   OTHERS rounds of the others, default 1
 #   CASES  instead of all: name:mails:bytes:sessions:latency:concurrency ...
 #   PAGE   file that the table goes into, default docs/performance.md; empty: none
 set -euo pipefail
@@ -10,10 +11,10 @@ cd "$(dirname "$0")/.."
 for t in postfix smtp-source curl python3; do
   command -v "$t" >/dev/null || { echo "missing: $t (Debian: apt-get install --no-install-recommends postfix curl python3)" >&2; exit 2; }
 done
-PAIRS=${PAIRS:-3} PAGE=${PAGE-docs/performance.md}
+PAIRS=${PAIRS:-3} OTHERS=${OTHERS:-1} PAGE=${PAGE-docs/performance.md}
 parts=1
 if [ -n "${CASES:-}" ]; then
-  parts='' PAGE=''
+  parts='' PAGE='' OTHERS=$PAIRS
 else
   CASES='
     10KB-0ms:4000:10240:50:0ms:100     10KB-75ms:4000:10240:50:75ms:200   1MB-0ms:100:1048576:10:0ms:20
@@ -37,7 +38,11 @@ for c in $CASES; do
   rows=$out/$name.jsonl
   order+=("$rows")
   : > "$rows"
-  for _ in $(seq "$PAIRS"); do
+  case $name in
+    10KB-0ms | 10KB-75ms | 1MB-0ms) rounds=$PAIRS ;;
+    *) rounds=$OTHERS ;;
+  esac
+  for _ in $(seq "$rounds"); do
     one bridge "$name" "$msgs" "$size" "$sessions" "$latency" "$conc" "$rows"
     one postfix "$name" "$msgs" "$size" "$sessions" "$latency" "$conc" "$rows"
   done

@@ -45,7 +45,8 @@ type Store struct {
 	readTx *sql.TxOptions
 	lock   *os.File
 
-	mails, ops chan *op // to the writer
+	mails, ops chan *op  // to the writer
+	mailed     time.Time // the writer's: when it last had a mail
 	stopped    chan struct{}
 	writerGone chan struct{}
 	closeOnce  sync.Once

@@ -16,6 +16,11 @@ import (
 const (
 	batchOps   = 256
 	batchBytes = 8 << 20
+
+	// besideMails is how many other operations go into a transaction while clients are sending, which is until no mail
+	// has come for a lull.
+	besideMails = 24
+	lull        = 100 * time.Millisecond
 )
 
 type queryer interface {
@@ -228,7 +233,7 @@ func (s *Store) submit(to chan<- *op, o *op) error {
 }
 
 // writer is SQLite's one writing goroutine: it collects what is waiting into one transaction. Mails come first, and as long as
-// some come only half as many other operations go with them: under a burst the clients wait less and the queue grows.
+// some come other work goes with them in small pieces: under a burst the clients wait less and the queue grows.
 func (s *Store) writer(conn *sql.Conn) {
 	defer close(s.writerGone)
 	stmts := map[string]*sql.Stmt{}
@@ -277,9 +282,13 @@ func (s *Store) collect(ops []*op) []*op {
 			mails++
 		}
 	}
-	if mails > 0 {
-		take(s.ops, min(batchOps, len(ops)+(mails+1)/2))
-	} else {
+	switch {
+	case mails > 0:
+		s.mailed = time.Now()
+		take(s.ops, min(batchOps, len(ops)+(mails+3)/4))
+	case time.Since(s.mailed) < lull:
+		take(s.ops, besideMails)
+	default:
 		take(s.ops, batchOps)
 	}
 	return ops
